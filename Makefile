@@ -1,0 +1,46 @@
+# `make demo`, `make test` and `make check` set up what they need on a fresh machine and skip it when it is there.
+PYTHON ?= python3
+export HF_HUB_OFFLINE = 1
+# Small models on few cores: one thread each is fastest, and two test runs side by side do not fight.
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM = false
+
+.PHONY: demo test check format bench clean
+
+demo: .venv/.demo
+	.venv/bin/capreward demo
+
+test: .venv/.dev .venv-verl/.done
+	CAPREWARD_PEERS=required .venv/bin/pytest
+
+check: .venv/.dev
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+format: .venv/.dev
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+bench: .venv/.dev .venv-verl/.done
+	set -e; for run in benchmarks/*/run.py; do .venv/bin/python $$run; done
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/.demo: pyproject.toml constraints.txt | .venv/bin/python
+	.venv/bin/pip install --quiet -c constraints.txt -e '.[demo]'
+	touch $@
+
+.venv/.dev: pyproject.toml constraints.txt | .venv/bin/python
+	.venv/bin/pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@ .venv/.demo
+
+# verl wants an older transformers than TRL, so it lives apart; only tests and benchmarks use it.
+.venv-verl/.done: tests/parity/verl-requirements.txt
+	$(PYTHON) -m venv .venv-verl
+	.venv-verl/bin/pip install --quiet -r tests/parity/verl-requirements.txt
+	touch $@
+
+clean:
+	rm -rf .venv .venv-verl capreward-demo dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

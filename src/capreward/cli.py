@@ -1,0 +1,180 @@
+"""The command line: `capreward score` and `capreward demo`. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from capreward import __version__
+from capreward.errors import CaprewardError, InputError
+
+if TYPE_CHECKING:
+    from capreward.records import Rollout
+    from capreward.scoring import ScoreTable
+
+SUITES = ("balcaprl", "caprl", "rubicap", "everything")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit status: 0, or 2 when what came in cannot be used."""
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except CaprewardError as error:
+        print(f"capreward: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="capreward", description="Multi-objective rewards for image captioners.")
+    parser.add_argument("--version", action="version", version=f"capreward {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    score = commands.add_parser(
+        "score",
+        help="score the captions of a file",
+        description="Scores captions on the components of a suite and prints scores, advantages and what is missing.",
+        epilog="example: capreward score captions.jsonl --suite balcaprl --weight fluency=0.5 --out scores/",
+    )
+    score.add_argument("file", type=Path, help=".jsonl or .parquet file of items with rollouts (docs/data.md)")
+    score.add_argument("--items", type=Path, help="file of the items that rollouts name by id")
+    score.set_defaults(run=_score, samples=None)
+
+    demo = commands.add_parser(
+        "demo",
+        help="score captions that come with the package",
+        description="Scores six kinds of caption of nine photographs on every component. Needs no network and no GPU.",
+        epilog="example: capreward demo --out demo/",
+    )
+    demo.add_argument("--samples", choices=("photos", "iiw"), default="photos", help="which captions (default: photos)")
+    demo.set_defaults(run=_score, file=None, by="kind")
+
+    for command, suite, out in ((score, "balcaprl", None), (demo, "everything", Path("capreward-demo"))):
+        command.add_argument("--suite", choices=SUITES, default=suite, help=f"which components (default: {suite})")
+        command.add_argument(
+            "--weight",
+            action="append",
+            default=[],
+            metavar="NAME=W",
+            help="weight of a component (default: 1); repeatable",
+        )
+        command.add_argument("--max-length", type=int, metavar="WORDS", help="captions longer than this score 0")
+        command.add_argument(
+            "--max-missing",
+            type=float,
+            default=1.0,
+            metavar="SHARE",
+            help="stop if more of a component is missing (default: 1)",
+        )
+        command.add_argument("--by", metavar="KEY", help="print means by this key of the rollouts' metadata")
+        where = "nowhere" if out is None else f"{out}/"
+        command.add_argument(
+            "--out", type=Path, default=out, help=f"folder for scores.jsonl and scores.png (default: {where})"
+        )
+    demo.set_defaults(by="kind")
+    return parser
+
+
+def _score(arguments: argparse.Namespace) -> None:
+    from capreward.data import read_items, read_rollouts
+    from capreward.presets import PRESETS
+
+    weights = dict(_weight(text) for text in arguments.weight)
+    if arguments.samples:
+        from capreward import samples
+
+        rollouts = samples.photos() if arguments.samples == "photos" else samples.iiw()
+    else:
+        rollouts = read_rollouts(arguments.file, items=read_items(arguments.items) if arguments.items else ())
+
+    from capreward import report
+    from capreward.judges.lite import LiteJudge
+
+    with _status("loading the lite judge"):
+        judge = LiteJudge()
+    suite = PRESETS[arguments.suite](
+        judge, weights=weights, max_length=arguments.max_length, max_missing=arguments.max_missing
+    )
+    table = suite.score(rollouts)
+    report.print_scores(table)
+    if arguments.by:
+        report.print_means(table, rollouts, arguments.by)
+    if arguments.out:
+        picture = report.figure(table)
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        with _replacing(arguments.out / "scores.png") as path:
+            picture.savefig(path, dpi=130, format="png")
+        with _replacing(arguments.out / "scores.jsonl") as path, path.open("w", encoding="utf-8") as lines:
+            lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in _rows(table, rollouts))
+        print(f"wrote {arguments.out / 'scores.jsonl'} and {arguments.out / 'scores.png'}")
+
+
+def _rows(table: ScoreTable, rollouts: Sequence[Rollout]) -> Iterator[dict[str, Any]]:
+    """What is written of each rollout; null = missing."""
+    from capreward.scoring import Score
+
+    advantages = {name: table.advantages(name) for name in ("grpo", "gdpo")}
+    total = table.total()
+    for row, rollout in enumerate(rollouts):
+        scores = {}
+        for k, name in enumerate(table.names):
+            score = table.scores[k][row]
+            missing = table.missing.get((row, k))
+            scores[name] = {
+                "raw": _or_none(table.raw[row, k]),
+                "value": _or_none(table.values[row, k]),
+                "why": table.why(row, k),
+                "missing": missing.reason if missing else None,
+                "gated": (row, k) in table.gated,
+                "evidence": dict(score.evidence) if isinstance(score, Score) else {},
+            }
+        yield {
+            "id": table.ids[row],
+            "group": rollout.group,
+            "item": rollout.item.id,
+            "caption": rollout.caption,
+            "scores": scores,
+            "total": _or_none(total[row]),
+            "advantages": {name: float(column[row]) for name, column in advantages.items()},
+        }
+
+
+def _or_none(value: float) -> float | None:
+    return None if value != value else float(value)
+
+
+def _weight(text: str) -> tuple[str, float]:
+    name, _, number = text.partition("=")
+    try:
+        return name, float(number)
+    except ValueError:
+        raise InputError(f"--weight: got {text!r}, expected NAME=NUMBER, such as fluency=0.5") from None
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write to; it takes the place of `path` only when everything has been written."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def _status(what: str) -> Iterator[None]:
+    try:
+        from rich.console import Console
+    except ImportError:  # the report will say which extra to install
+        yield
+        return
+    with Console(stderr=True).status(what):
+        yield

@@ -1,0 +1,159 @@
+"""Claims: is what the caption says true (Precision), and does it say what there is to say (Coverage)?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from capreward.errors import InputError
+from capreward.judges.base import Judge, Reply, Request, Task, ask_each, require
+from capreward.missing import Missing, Reason
+from capreward.records import Item, Rollout
+from capreward.scoring import Score, scores_empty_as_zero
+
+Against = Literal["facts", "references"]
+
+
+class Coverage:
+    """Share of the item's reference units that the caption covers (BalCapRL's recall, arXiv 2605.07394).
+
+    The units are the item's `reference_units`; else its true and pointable facts; else the statements that the judge
+    extracts from its references, once for each set of references.
+    A unit counts by the judge's probability that the caption says it (0 or 1 from a judge that only says yes or no).
+
+    Missing: the item has none of the three (`no_reference`), or the judge failed.
+    With the lite judge, a unit counts as covered when a sentence of the caption resembles it: it finds absent facts (AUC
+    0.97) better than contradicted ones (AUC 0.80), since it is nearly blind to a flipped attribute.
+    """
+
+    name = "coverage"
+
+    def __init__(self, judge: Judge) -> None:
+        self.judge = require(judge, "Coverage", Task.SUPPORT, Task.EXTRACT)
+        self._extracted: dict[tuple[str, ...], tuple[str, ...]] = {}
+
+    @scores_empty_as_zero
+    async def score(self, rollouts: Sequence[Rollout]) -> list[Score | Missing]:
+        """Values in [0, 1]; evidence: each unit's probability of being covered."""
+        units = await self._units([rollout.item for rollout in rollouts])
+        replies = await ask_each(
+            self.judge,
+            [
+                [] if isinstance(wanted, Missing) else [Request(Task.SUPPORT, rollout.caption, wanted)]
+                for rollout, wanted in zip(rollouts, units, strict=True)
+            ],
+        )
+        return [
+            wanted if isinstance(wanted, Missing) else _share(wanted, answers[0], "units", "covered")
+            for wanted, answers in zip(units, replies, strict=True)
+        ]
+
+    async def _units(self, items: Sequence[Item]) -> list[tuple[str, ...] | Missing]:
+        new = {item.references for item in items if not _given_units(item)} - self._extracted.keys() - {()}
+        failed: dict[tuple[str, ...], Missing] = {}
+        wanted = sorted(new)
+        replies = await ask_each(self.judge, [[Request(Task.EXTRACT, text) for text in texts] for texts in wanted])
+        for references, answers in zip(wanted, replies, strict=True):
+            if missing := [answer for answer in answers if isinstance(answer, Missing)]:
+                failed[references] = missing[0]
+            else:
+                texts = [text for answer in answers if isinstance(answer, Reply) for text in answer.texts]
+                self._extracted[references] = tuple(dict.fromkeys(texts))
+        result: list[tuple[str, ...] | Missing] = []
+        for item in items:
+            found = _given_units(item) or failed.get(item.references) or self._extracted.get(item.references)
+            result.append(found or Missing(Reason.NO_REFERENCE, f"item {item.id!r} has no references, units or facts"))
+        return result
+
+
+class Precision:
+    """Share of the caption's statements that are both true of the image and pointable (BalCapRL, arXiv 2605.07394).
+
+    Args:
+        judge: extracts the statements and holds them against the evidence.
+        against: what stands in for the image; the component's name says it.
+            ``"facts"`` (name `precision_vs_facts`): the item's labelled facts. A statement counts when the fact that it most
+            plausibly makes is true and pointable; what is in no fact counts as unsupported, so the facts should be
+            close to exhaustive.
+            ``"references"`` (name `precision_vs_references`): the reference captions. A true detail that no reference mentions
+            counts as unsupported: this punishes captions that say more than their references.
+
+    Missing: the item has no facts (`no_facts`) or references (`no_reference`), or the judge failed. A caption in which
+    the judge finds no statement scores 0.
+    With the lite judge, a statement is a sentence, so one wrong word among many right ones may pass.
+    """
+
+    def __init__(self, judge: Judge, *, against: Against = "facts") -> None:
+        if against not in ("facts", "references"):
+            raise InputError(f"Precision: got against={against!r}, expected 'facts' or 'references'")
+        self.judge = require(judge, "Precision", Task.SUPPORT, Task.EXTRACT)
+        self.against = against
+        self.name = f"precision_vs_{against}"
+
+    @scores_empty_as_zero
+    async def score(self, rollouts: Sequence[Rollout]) -> list[Score | Missing]:
+        """Values in [0, 1]; evidence: each statement's verdict."""
+        extracted = await ask_each(self.judge, [[Request(Task.EXTRACT, rollout.caption)] for rollout in rollouts])
+        claims = [answers[0] for answers in extracted]
+        replies = await ask_each(
+            self.judge,
+            [
+                self._requests(rollout.item, reply.texts) if isinstance(reply, Reply) else []
+                for rollout, reply in zip(rollouts, claims, strict=True)
+            ],
+        )
+        return [self._score(*row) for row in zip(rollouts, claims, replies, strict=True)]
+
+    def _requests(self, item: Item, claims: tuple[str, ...]) -> list[Request]:
+        if not claims:
+            return []
+        if self.against == "references":
+            return [Request(Task.SUPPORT, "\n".join(item.references), claims)] * bool(item.references)
+        facts = tuple(fact.text for fact in item.facts)
+        return [Request(Task.SUPPORT, claim, facts) for claim in claims] if facts else []
+
+    def _score(self, rollout: Rollout, claims: Reply | Missing, replies: Sequence[Reply | Missing]) -> Score | Missing:
+        item = rollout.item
+        if self.against == "facts" and not item.facts:
+            return Missing(Reason.NO_FACTS, f"item {item.id!r} has no facts")
+        if self.against == "references" and not item.references:
+            return Missing(Reason.NO_REFERENCE, f"item {item.id!r} has no references")
+        if isinstance(claims, Missing):
+            return claims
+        if not claims.texts:
+            return Score(0.0, "no statement in the caption")
+        if missing := [reply for reply in replies if isinstance(reply, Missing)]:
+            return missing[0]
+        answered = [reply for reply in replies if isinstance(reply, Reply)]
+        if self.against == "references":
+            return _share(claims.texts, answered[0], "statements", "supported")
+        verdicts = [_verdict(claim, item, reply) for claim, reply in zip(claims.texts, answered, strict=True)]
+        good = sum(verdict["supported"] for verdict in verdicts)
+        why = f"{good} of {len(verdicts)} statements true and pointable"
+        return Score(good / len(verdicts), why, {"statements": verdicts})
+
+
+def _given_units(item: Item) -> tuple[str, ...]:
+    return item.reference_units or tuple(fact.text for fact in item.facts if fact.true and fact.pointable)
+
+
+def _share(texts: Sequence[str], reply: Reply | Missing, what: str, done: str) -> Score | Missing:
+    if isinstance(reply, Missing):
+        return reply
+    value = sum(reply.values) / len(texts)
+    why = f"{sum(p >= 0.5 for p in reply.values)} of {len(texts)} {what} {done}"
+    verdicts = [{"text": text, "probability": p} for text, p in zip(texts, reply.values, strict=True)]
+    return Score(value, why, {what: verdicts})
+
+
+def _verdict(claim: str, item: Item, reply: Reply) -> dict[str, Any]:
+    best = max(range(len(item.facts)), key=reply.values.__getitem__)
+    fact = item.facts[best]
+    stated = reply.values[best] >= 0.5
+    if not stated:
+        why = "in no fact"
+    elif not fact.pointable:
+        why = "not pointable"
+    else:
+        why = "true" if fact.true else "false"
+    return {"text": claim, "fact": fact.text if stated else None, "verdict": why, "supported": why == "true"}

@@ -1,0 +1,126 @@
+"""Gates: what becomes of a score when the caption's length, or another score, is out of bounds.
+
+Lengths are counted in words unless told otherwise; the reference length is the mean over the item's references.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from capreward.errors import InputError
+from capreward.missing import Missing, Reason
+from capreward.records import Rollout, count_words
+from capreward.scoring import Score
+
+Count = Callable[[str], int]
+
+
+def tokens(tokenizer: Any) -> Count:
+    """Counts in a Hugging Face tokenizer's tokens, without special tokens: `LengthMask("fluency", count=tokens(tokenizer))`."""
+
+    def count(text: str) -> int:
+        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    return count
+
+
+def length_ratio(rollout: Rollout, count: Count) -> float | Missing:
+    """Length of the caption over the mean length of the item's references; Missing without references."""
+    lengths = [count(reference) for reference in rollout.item.references]
+    if not sum(lengths):
+        return Missing(Reason.NO_REFERENCE, f"item {rollout.item.id!r} has no reference to compare the length with")
+    return count(rollout.caption) / (sum(lengths) / len(lengths))
+
+
+class LengthMask:
+    """Sets the target's score to 0 where the length ratio lies outside [low, high].
+
+    BalCapRL's length-conditional reward masking with its bounds [0.5, 2] (arXiv 2605.07394): `target` is the linguistic
+    reward there. It needs no judge, so it runs first, and the judge is not asked about what it sets to 0.
+    With no reference the target's score is Missing.
+
+    Args:
+        target: name of the component whose scores it gates.
+        low, high: allowed ratio of the caption's length to the mean reference length, bounds included.
+        count: length of a text; words by default, `tokens(tokenizer)` for the policy's tokens.
+    """
+
+    reads: tuple[str, ...] = ()
+
+    def __init__(self, target: str, low: float = 0.5, high: float = 2.0, *, count: Count = count_words) -> None:
+        if not (math.isfinite(low) and 0 <= low < high):
+            raise InputError(f"LengthMask({target!r}): got low={low}, high={high}, expected 0 <= low < high")
+        self.target, self.low, self.high, self.count = target, low, high, count
+
+    def factors(self, rollouts: Sequence[Rollout], values: Mapping[str, NDArray[np.float64]]) -> list[Score | Missing]:
+        """1 inside the bounds, 0 outside."""
+        return [self._factor(length_ratio(rollout, self.count)) for rollout in rollouts]
+
+    def _factor(self, ratio: float | Missing) -> Score | Missing:
+        if isinstance(ratio, Missing):
+            return ratio
+        inside = self.low <= ratio <= self.high
+        return Score(float(inside), f"length {ratio:.2f} x reference, allowed {self.low:g} to {self.high:g}")
+
+
+class LinearLengthPenalty:
+    """Lowers the target's score for overlength: untouched up to `start`, 0 from `end` on, falling linearly between.
+
+    The baseline that BalCapRL compares its mask with; the paper as summarised to us does not give the penalty's
+    form, so this one is ours. `start` and `end` are ratios of the caption's length to the mean reference length.
+    Needs no judge; with no reference the target's score is Missing.
+    """
+
+    reads: tuple[str, ...] = ()
+
+    def __init__(self, target: str, start: float = 1.0, end: float = 2.0, *, count: Count = count_words) -> None:
+        if not (math.isfinite(end) and 0 <= start < end):
+            raise InputError(
+                f"LinearLengthPenalty({target!r}): got start={start}, end={end}, expected 0 <= start < end"
+            )
+        self.target, self.start, self.end, self.count = target, start, end, count
+
+    def factors(self, rollouts: Sequence[Rollout], values: Mapping[str, NDArray[np.float64]]) -> list[Score | Missing]:
+        """1 up to `start`, 0 from `end` on."""
+        return [self._factor(length_ratio(rollout, self.count)) for rollout in rollouts]
+
+    def _factor(self, ratio: float | Missing) -> Score | Missing:
+        if isinstance(ratio, Missing):
+            return ratio
+        factor = min(1.0, max(0.0, (self.end - ratio) / (self.end - self.start)))
+        return Score(factor, f"length {ratio:.2f} x reference, full up to {self.start:g}, none from {self.end:g}")
+
+
+class Condition:
+    """The target's score counts only where another component's score is high enough, else it is 0.
+
+    GDPO's conditioned reward, ``r_k if r_l >= t else 0`` (arXiv 2601.05242, Eq. 8). Where the other score is Missing, so
+    is the target's. It reads the other score as the gates listed before it left it.
+
+    Args:
+        target: name of the component whose scores it gates.
+        on: name of the component that it reads.
+        at_least: threshold t, in (0, 1].
+    """
+
+    def __init__(self, target: str, on: str, at_least: float) -> None:
+        if target == on:
+            raise InputError(f"Condition: target and on are both {target!r}; expected two different components")
+        if not 0 < at_least <= 1:
+            raise InputError(f"Condition({target!r}, on={on!r}): got at_least={at_least}, expected a number in (0, 1]")
+        self.target, self.on, self.at_least = target, on, at_least
+        self.reads = (on,)
+
+    def factors(self, rollouts: Sequence[Rollout], values: Mapping[str, NDArray[np.float64]]) -> list[Score | Missing]:
+        """1 where the other score is at least `at_least`, else 0."""
+        return [self._factor(float(value)) for value in values[self.on]]
+
+    def _factor(self, value: float) -> Score | Missing:
+        if math.isnan(value):
+            return Missing(Reason.DEPENDS, f"needs {self.on!r}, which is missing")
+        return Score(float(value >= self.at_least), f"{self.on} is {value:.2f}, needs {self.at_least:g}")

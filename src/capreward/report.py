@@ -1,0 +1,173 @@
+"""Tables for the terminal and figures of a ScoreTable."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from capreward.errors import missing_extra
+from capreward.records import Rollout
+from capreward.scoring import ScoreTable
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from rich.console import Console
+    from rich.table import Table
+
+ROWS = 60
+"""Rollouts that a table or a figure shows; the files hold all of them."""
+
+
+def print_scores(table: ScoreTable, console: Console | None = None, *, rows: int = ROWS) -> None:
+    """One line a rollout: its score on each component, their total, and GRPO's and GDPO's advantage side by side.
+
+    `*` marks a score that a gate changed, a dash one that is missing. Below, by component: means, gates, what is missing and
+    why, and the share of groups in which it varies.
+    """
+    console = console or _console()
+    grpo, gdpo, total = table.advantages("grpo"), table.advantages("gdpo"), table.total()
+    lines = _table(
+        f"{len(table)} rollouts in {len(set(table.groups))} groups", "rollout", *table.names, "total", "GRPO", "GDPO"
+    )
+    shown = min(rows, len(table))
+    for row in range(shown):
+        last = row + 1 == shown or table.groups[row + 1] != table.groups[row]
+        lines.add_row(
+            table.ids[row],
+            *(_cell(table, row, k) for k in range(len(table.names))),
+            _number(total[row]),
+            f"{grpo[row]:+.2f}",
+            f"{gdpo[row]:+.2f}",
+            end_section=last,
+        )
+    console.print(lines)
+    if shown < len(table):
+        console.print(f"... and {len(table) - shown} more")
+    console.print("* changed by a gate   - missing   total: weighted mean of the scores present")
+    print_components(table, console)
+
+
+def print_components(table: ScoreTable, console: Console | None = None) -> None:
+    """One line a component: weight, means before and after the gates, gates, missing by reason, share of groups that vary."""
+    lines = _table("Components", "component", "weight", "raw", "gated", "after gates", "varies in", "missing")
+    missing = table.missing_by_reason()
+    for k, (name, row) in enumerate(table.diagnostics().items()):
+        reasons = ", ".join(f"{reason} {count}" for reason, count in missing[name].most_common()) or "none"
+        lines.add_row(
+            name,
+            f"{table.weights[k]:g}",
+            _number(row["raw"]),
+            f"{row['gated']:.0%}",
+            _number(row["value"]),
+            f"{row['varies']:.0%} of groups",
+            reasons,
+        )
+    (console or _console()).print(lines)
+
+
+def print_means(table: ScoreTable, rollouts: Sequence[Rollout], key: str, console: Console | None = None) -> None:
+    """Mean score of each component by a key of the rollouts' metadata, such as the kind of caption."""
+    lines = _table(f"Mean by {key}", key, "rollouts", *table.names, "total", "GRPO", "GDPO")
+    columns = np.column_stack([table.values, table.total(), table.advantages("grpo"), table.advantages("gdpo")])
+    for value, rows in rows_by(rollouts, key).items():
+        means = [
+            float(column[~np.isnan(column)].mean()) if (~np.isnan(column)).any() else np.nan
+            for column in columns[rows].T
+        ]
+        signed = [f"{mean:+.2f}" for mean in means[-2:]]
+        lines.add_row(value, str(len(rows)), *(_number(mean) for mean in means[:-2]), *signed)
+    (console or _console()).print(lines)
+
+
+def rows_by(rollouts: Sequence[Rollout], key: str) -> dict[str, list[int]]:
+    """Row numbers by the value of a metadata key, in order of appearance; "-" collects the rollouts without it."""
+    rows: dict[str, list[int]] = {}
+    for row, rollout in enumerate(rollouts):
+        rows.setdefault(str(rollout.metadata.get(key, "-")), []).append(row)
+    return rows
+
+
+def figure(table: ScoreTable, *, rows: int = ROWS) -> Figure:
+    """Scores as a heat map (hatched: missing; dot: changed by a gate), and both advantages as bars, a line a rollout."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise missing_extra("Drawing figures", "report", error) from error
+    shown = min(rows, len(table))
+    names = list(table.names)
+    height = 1.6 + 0.2 * shown
+    picture = Figure(figsize=(5.5 + 0.75 * len(names), height), layout="constrained")
+    heat, bars = picture.subplots(1, 2, sharey=True, width_ratios=[0.75 * len(names), 3.2])
+    _heat_map(picture, heat, table, shown)
+    _advantages(bars, table.advantages("grpo")[:shown], table.advantages("gdpo")[:shown])
+    for axis in (heat, bars):
+        for row in range(1, shown):
+            if table.groups[row] != table.groups[row - 1]:
+                axis.axhline(row - 0.5, color="0.35", linewidth=0.8)
+    heat.set_yticks(range(shown), table.ids[:shown], fontsize=7)
+    heat.set_ylim(shown - 0.5, -0.5)
+    note = "" if shown == len(table) else f" (the first {shown} of {len(table)} rollouts)"
+    picture.suptitle(f"Scores after gates, and the advantages made of them{note}", fontsize=11)
+    return picture
+
+
+def _heat_map(picture: Figure, axis: Any, table: ScoreTable, shown: int) -> None:
+    values = table.values[:shown]
+    image = axis.imshow(values, aspect="auto", cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
+    for row, column in np.argwhere(np.isnan(values)).tolist():
+        axis.add_patch(_rectangle(column, row))
+    gated = [(row, column) for row, column in table.gated if row < shown]
+    axis.plot(
+        [column for _, column in gated], [row for row, _ in gated], "o", color="white", markeredgecolor="black", ms=4
+    )
+    axis.set_xticks(range(len(table.names)), table.names, rotation=30, ha="right", fontsize=8)
+    bar = picture.colorbar(image, ax=axis, location="top", shrink=0.8, aspect=30)
+    bar.set_label("score   (hatched: missing, dot: set by a gate)", fontsize=8)
+
+
+def _rectangle(column: int, row: int) -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor="0.9", edgecolor="0.5", hatch="////", linewidth=0)
+
+
+def _advantages(axis: Any, grpo: NDArray[np.float64], gdpo: NDArray[np.float64]) -> None:
+    rows = np.arange(len(grpo))
+    axis.barh(rows - 0.2, grpo, height=0.36, color="#0072B2", label="GRPO")
+    axis.barh(rows + 0.2, gdpo, height=0.36, color="#E69F00", label="GDPO")
+    axis.axvline(0, color="black", linewidth=0.8)
+    axis.set_xlabel("advantage", fontsize=9)
+    axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize=8, frameon=False)
+    axis.grid(axis="x", linewidth=0.4)
+
+
+def _cell(table: ScoreTable, row: int, column: int) -> str:
+    return _number(table.values[row, column]) + ("*" if (row, column) in table.gated else "")
+
+
+def _number(value: float) -> str:
+    return "-" if np.isnan(value) else f"{value:.2f}"
+
+
+def _console() -> Console:
+    try:
+        from rich.console import Console
+    except ImportError as error:
+        raise missing_extra("Printing tables", "report", error) from error
+    console = Console()
+    return console if console.is_terminal else Console(width=120)
+
+
+def _table(title: str, first: str, *others: str) -> Table:
+    """An empty table with a text column and number columns; long names break at their underscores."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(title=f"[b]{title}[/b]", title_justify="left", title_style="", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column(first, no_wrap=True)
+    for name in others:
+        table.add_column(name.replace("_", "_\n"), justify="right", overflow="fold")
+    return table

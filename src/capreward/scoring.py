@@ -1,0 +1,268 @@
+"""Scores, the protocols of components and gates, and the table that scores end up in."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from capreward import advantage
+from capreward.errors import ComponentError, InputError
+from capreward.missing import Missing, Reason
+from capreward.records import Rollout
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Float = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A component's verdict on one rollout."""
+
+    value: float
+    """In [0, 1], higher is better. NaN is read as Missing(Reason.NAN)."""
+    why: str = ""
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+    """What the value rests on (verdicts, matches, answers), as JSON-ready data."""
+
+
+@runtime_checkable
+class Component(Protocol):
+    """One axis of the reward: the one thing a user writes."""
+
+    name: str
+
+    async def score(self, rollouts: Sequence[Rollout]) -> Sequence[Score | Missing]:
+        """One score a rollout, in the same order."""
+        ...
+
+
+@runtime_checkable
+class Gate(Protocol):
+    """Changes the scores of one component before they are normalised: multiplies each by a factor in [0, 1]."""
+
+    target: str
+    """Name of the component whose scores it changes."""
+    reads: tuple[str, ...]
+    """Components whose scores it needs. With none, it runs before any judge, and what it sets to 0 is not asked."""
+
+    def factors(self, rollouts: Sequence[Rollout], values: Mapping[str, Float]) -> Sequence[Score | Missing]:
+        """One factor a rollout, in the same order.
+
+        Args:
+            rollouts: B rollouts.
+            values: scores of the components in `reads`, [B] each, as the gates before this one left them; NaN = missing.
+        """
+        ...
+
+
+ScoreMethod = Callable[[Any, Sequence[Rollout]], Awaitable[Sequence[Score | Missing]]]
+
+EMPTY = Score(0.0, "empty caption")
+
+
+def scores_empty_as_zero(score: ScoreMethod) -> Any:
+    """Decorator of a component's `score`: a caption without a letter or digit gets 0, the rest is passed on.
+
+    A policy must not be able to trade a bad score for a missing one by saying nothing.
+    """
+
+    @wraps(score)
+    async def wrapped(self: Any, rollouts: Sequence[Rollout]) -> list[Score | Missing]:
+        return await fill(rollouts, [EMPTY if r.is_empty else None for r in rollouts], lambda rest: score(self, rest))
+
+    return wrapped
+
+
+async def fill(
+    rollouts: Sequence[Rollout],
+    known: Sequence[Score | Missing | None],
+    score: Callable[[Sequence[Rollout]], Awaitable[Sequence[Score | Missing]]],
+) -> list[Score | Missing]:
+    """The known scores, and `score`'s for the rollouts where None stands; `score` is not called without any."""
+    rest = [rollout for rollout, verdict in zip(rollouts, known, strict=True) if verdict is None]
+    scored = list(await score(rest)) if rest else []
+    if len(scored) != len(rest):
+        raise ComponentError(
+            f"got {len(scored)} scores for {len(rest)} rollouts, expected one for each, in their order"
+        )
+    answers = iter(scored)
+    return [next(answers) if verdict is None else verdict for verdict in known]
+
+
+async def score_component(
+    name: str,
+    component: Component,
+    rollouts: Sequence[Rollout],
+    known: Sequence[Score | Missing | None] | None = None,
+) -> list[Score | Missing]:
+    """One component's scores, checked.
+
+    Args:
+        name: what errors call the component.
+        known: scores settled without it, one or None a rollout; empty captions are settled as 0 in any case.
+
+    Raises:
+        ComponentError: it raised, or answered with the wrong number of scores or a score outside [0, 1].
+    """
+    settled = [
+        verdict if verdict is not None else EMPTY if rollout.is_empty else None
+        for rollout, verdict in zip(rollouts, known or [None] * len(rollouts), strict=True)
+    ]
+    try:
+        scores = await fill(rollouts, settled, component.score)
+    except InputError:
+        raise
+    except Exception as error:
+        raise ComponentError(f"component {name!r}: {type(error).__name__}: {error}") from error
+    return [checked(score, f"component {name!r}", rollout) for score, rollout in zip(scores, rollouts, strict=True)]
+
+
+def checked(score: object, source: str, rollout: Rollout) -> Score | Missing:
+    """`score` if it is a Score in [0, 1] or Missing; NaN becomes Missing.
+
+    Raises:
+        ComponentError: anything else; names the source and the rollout.
+    """
+    if isinstance(score, Missing):
+        return score
+    if not isinstance(score, Score):
+        raise ComponentError(
+            f"{source}, item {rollout.item.id!r}: got {score!r}, expected a capreward.Score or capreward.Missing"
+        )
+    if np.isnan(score.value):
+        return Missing(Reason.NAN, score.why or "the component answered NaN")
+    if not 0.0 <= score.value <= 1.0:
+        raise ComponentError(
+            f"{source}, item {rollout.item.id!r}: got score {score.value}, expected a number in [0, 1], or Missing"
+        )
+    return score
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """The scores of B rollouts on K components, before and after the gates."""
+
+    names: tuple[str, ...]
+    """Components, [K]."""
+    ids: tuple[str, ...]
+    """Rollouts, [B]."""
+    groups: NDArray[np.str_]
+    """Group of each rollout, [B]."""
+    raw: Float
+    """What the components said, [B, K]; NaN where there is no score."""
+    values: Float
+    """`raw` after the gates, [B, K]; NaN = missing. Advantages are made of this."""
+    weights: Float
+    """Of each component, [K]; they act after normalisation."""
+    scores: tuple[tuple[Score | Missing, ...], ...]
+    """What stands behind `raw`: value, why and evidence, or why it is missing; K tuples of B."""
+    gated: Mapping[tuple[int, int], str]
+    """(rollout, component) -> why a gate changed that cell."""
+    missing: Mapping[tuple[int, int], Missing]
+    """(rollout, component) -> why that cell of `values` is NaN."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def advantages(
+        self, estimator: str | advantage.Estimator = "gdpo", weights: Mapping[str, float] | None = None, **options: Any
+    ) -> Float:
+        """Advantage of each rollout, [B], float64.
+
+        Args:
+            estimator: a name in `capreward.advantage.ESTIMATORS`, or a function of the same signature.
+            weights: by component; the table's own when left out. A component that is not named keeps its own.
+            options: passed to the estimator, such as `eps` or `whiten`.
+
+        Raises:
+            InputError: an unknown estimator or component, or weights that are all zero.
+        """
+        if isinstance(estimator, str):
+            if estimator not in advantage.ESTIMATORS:
+                raise InputError(f"estimator: got {estimator!r}, expected one of {sorted(advantage.ESTIMATORS)}")
+            estimator = advantage.ESTIMATORS[estimator]
+        w = self.weights if weights is None else weights_of(self.names, weights, self.weights)
+        return np.asarray(estimator(self.values, self.groups, w, **options))
+
+    def total(self) -> Float:
+        """Weighted mean of the scores present, [B], in [0, 1]; NaN where there is none. For reading, not for training."""
+        present = ~np.isnan(self.values)
+        weight: Float = present @ self.weights
+        weighted: Float = np.where(present, self.values, 0.0) @ self.weights
+        return np.asarray(np.divide(weighted, weight, out=np.full(len(self), np.nan), where=weight > 0))
+
+    def missing_by_reason(self) -> dict[str, Counter[Reason]]:
+        """How often each component's value is missing, by reason; every component is a key."""
+        counts: dict[str, Counter[Reason]] = {name: Counter() for name in self.names}
+        for (_, column), cell in self.missing.items():
+            counts[self.names[column]][cell.reason] += 1
+        return counts
+
+    def diagnostics(self) -> dict[str, dict[str, float]]:
+        """What to log of each component.
+
+        Returns:
+            By component: `raw` and `value` (means over what is present; NaN with nothing), `missing` and `gated` (shares
+            of rollouts), `varies` (share of the groups in which it takes more than one value: elsewhere it teaches nothing).
+        """
+        varies = advantage.varies(self.values, self.groups)
+        result = {}
+        for k, name in enumerate(self.names):
+            result[name] = {
+                "raw": _mean(self.raw[:, k]),
+                "value": _mean(self.values[:, k]),
+                "missing": float(np.isnan(self.values[:, k]).mean()) if len(self) else 0.0,
+                "gated": sum(column == k for _, column in self.gated) / max(len(self), 1),
+                "varies": float(varies[:, k].mean()) if len(varies) else 0.0,
+            }
+        return result
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row a rollout: id, group, `raw.NAME`, `value.NAME` and `why.NAME` of each component, and the total."""
+        import pandas as pd
+
+        columns: dict[str, Any] = {"id": self.ids, "group": self.groups}
+        for k, name in enumerate(self.names):
+            columns[f"raw.{name}"] = self.raw[:, k]
+            columns[f"value.{name}"] = self.values[:, k]
+            columns[f"why.{name}"] = [self.why(row, k) for row in range(len(self))]
+        return pd.DataFrame({**columns, "total": self.total()})
+
+    def why(self, row: int, column: int) -> str:
+        """Why a cell of `values` is what it is, in a phrase."""
+        if (row, column) in self.missing:
+            cell = self.missing[row, column]
+            return f"missing ({cell.reason}): {cell.detail}"
+        score = self.scores[column][row]
+        return self.gated.get((row, column)) or (score.why if isinstance(score, Score) else score.detail)
+
+
+def weights_of(names: Sequence[str], weights: Mapping[str, float] | None, default: Float | None = None) -> Float:
+    """Weights by name -> weights [K].
+
+    Raises:
+        InputError: a name that is no component, a weight that is not a finite number >= 0, or all of them zero.
+    """
+    result = np.ones(len(names)) if default is None else default.copy()
+    for name, weight in (weights or {}).items():
+        if name not in names:
+            raise InputError(f"weights: got component {name!r}, expected one of {list(names)}")
+        if not (np.isfinite(weight) and weight >= 0):
+            raise InputError(f"weights[{name!r}]: got {weight}, expected a finite number >= 0")
+        result[names.index(name)] = weight
+    if not result.any():
+        raise InputError("weights: all are zero, so every advantage would be 0; give a component a weight")
+    return result
+
+
+def _mean(column: Float) -> float:
+    present = column[~np.isnan(column)]
+    return float(present.mean()) if len(present) else float("nan")

@@ -1,0 +1,294 @@
+"""RewardSuite: components, weights and gates, together the reward of a caption."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from capreward.errors import ComponentError, InputError, TooManyMissingError
+from capreward.missing import Missing, Reason
+from capreward.records import Rollout, count_words
+from capreward.scoring import EMPTY, Component, Gate, Score, ScoreTable, checked, score_component, weights_of
+
+Float = NDArray[np.float64]
+T = TypeVar("T")
+log = logging.getLogger("capreward")
+
+CHUNK = 64
+"""Rollouts that a component is handed at a time while a progress bar shows; all at once without one."""
+
+
+class RewardSuite:
+    """Scores rollouts on several components, gates them, and tells what is missing.
+
+    Args:
+        components: by the name that tables, weights and gates use.
+        weights: by name, finite and >= 0; a component that is not named weighs 1. They act after normalisation.
+        gates: change a component's scores before normalisation, in this order.
+        max_length: captions longer than this score 0 on every component, and no judge is asked about them.
+        count: how `max_length` is counted: words by default, `components.length.tokens(tokenizer)` for the policy's tokens.
+        max_missing: largest share of rollouts, in [0, 1], whose score on a component may be missing in one call. Above half
+            a warning is logged in any case.
+        spare: do not ask a judge about what a gate has already set to 0. Turn it off to collect raw scores for ablations of
+            the gates.
+
+    Raises:
+        InputError: unknown component names in `weights` or `gates`, weights that are all zero, numbers out of range.
+
+    >>> suite = RewardSuite({"fluency": Fluency(judge)}, gates=[LengthMask("fluency")])     # doctest: +SKIP
+    >>> table = suite.score(rollouts)                                                      # doctest: +SKIP
+    >>> table.advantages("gdpo")                                                           # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        components: Mapping[str, Component],
+        *,
+        weights: Mapping[str, float] | None = None,
+        gates: Sequence[Gate] = (),
+        max_length: int | None = None,
+        count: Callable[[str], int] = count_words,
+        max_missing: float = 1.0,
+        spare: bool = True,
+    ) -> None:
+        if not components:
+            raise InputError("RewardSuite: got no components, expected at least one")
+        for name, component in components.items():
+            if not isinstance(component, Component):
+                raise InputError(
+                    f"component {name!r}: got {component!r}, expected an object with a name and an async method score(rollouts)"
+                )
+        if not 0 <= max_missing <= 1:
+            raise InputError(f"max_missing: got {max_missing}, expected a share in [0, 1]")
+        if max_length is not None and max_length < 1:
+            raise InputError(f"max_length: got {max_length}, expected a number >= 1, or None for no limit")
+        self.components = dict(components)
+        self.names = tuple(self.components)
+        self.weights = weights_of(self.names, weights)
+        self.gates = tuple(gates)
+        for gate in self.gates:
+            if not isinstance(gate, Gate):
+                raise InputError(
+                    f"gates: got {gate!r}, expected a gate: LengthMask, LinearLengthPenalty, Condition or your own"
+                )
+            for name in (gate.target, *gate.reads):
+                if name not in self.components:
+                    raise InputError(
+                        f"{type(gate).__name__}: got component {name!r}, expected one of {list(self.names)}"
+                    )
+        self.max_length, self.count, self.max_missing, self.spare = max_length, count, max_missing, spare
+
+    def score(self, rollouts: Sequence[Rollout], *, progress: bool = True) -> ScoreTable:
+        """Scores the rollouts; works in a script and inside a notebook's running loop.
+
+        Args:
+            rollouts: B rollouts of any number of groups, in any order. Ids, where given, are unique.
+            progress: show a bar from the third second on, if tqdm is installed.
+
+        Raises:
+            InputError: duplicate ids, or two different items under one id.
+            ComponentError: a component broke its contract.
+            TooManyMissingError: more scores are missing than `max_missing` allows.
+        """
+        return run(self.ascore(rollouts, progress=progress))
+
+    async def ascore(self, rollouts: Sequence[Rollout], *, progress: bool = False) -> ScoreTable:
+        """`score`, to be awaited."""
+        rollouts = list(rollouts)
+        ids = _ids(rollouts)
+        decided = [self._decided(rollout) for rollout in rollouts]
+        early = [gate for gate in self.gates if not gate.reads]
+        late = [gate for gate in self.gates if gate.reads]
+        factors = {id(gate): _factors(gate, rollouts, {}) for gate in early}
+        settled: dict[str, list[Score | Missing | None]] = {name: list(decided) for name in self.names}
+        if self.spare:
+            for gate in early:
+                for row, factor in enumerate(factors[id(gate)]):
+                    if decided[row] is None and (isinstance(factor, Missing) or factor.value == 0):
+                        settled[gate.target][row] = Missing(Reason.NOT_ASKED, "a gate decides")
+        scores = await self._ask(rollouts, settled, progress)
+
+        raw = {name: np.array([_number(score) for score in scores[name]], np.float64) for name in self.names}
+        values = {name: column.copy() for name, column in raw.items()}
+        missing = {
+            name: {row: score for row, score in enumerate(scores[name]) if isinstance(score, Missing)}
+            for name in self.names
+        }
+        gated: dict[str, dict[int, str]] = {name: {} for name in self.names}
+        for gate in (*early, *late):
+            read = {name: values[name].copy() for name in gate.reads}
+            multiplied = _factors(gate, rollouts, read) if gate.reads else factors[id(gate)]
+            _apply(multiplied, decided, values[gate.target], missing[gate.target], gated[gate.target])
+        table = ScoreTable(
+            names=self.names,
+            ids=ids,
+            groups=np.array([rollout.group for rollout in rollouts], dtype=np.str_),
+            raw=np.stack([raw[name] for name in self.names], axis=1),
+            values=np.stack([values[name] for name in self.names], axis=1),
+            weights=self.weights,
+            scores=tuple(tuple(scores[name]) for name in self.names),
+            gated={(row, k): why for k, name in enumerate(self.names) for row, why in gated[name].items()},
+            missing={(row, k): why for k, name in enumerate(self.names) for row, why in missing[name].items()},
+        )
+        self._check_missing(table)
+        return table
+
+    async def _ask(
+        self, rollouts: list[Rollout], settled: Mapping[str, list[Score | Missing | None]], progress: bool
+    ) -> dict[str, list[Score | Missing]]:
+        """Every component's scores; the components run side by side."""
+        size = CHUNK if progress else max(len(rollouts), 1)
+        with _bar(len(rollouts) * len(self.names), shown=progress) as advance:
+
+            async def ask(name: str) -> list[Score | Missing]:
+                scores: list[Score | Missing] = []
+                for start in range(0, len(rollouts), size):
+                    chunk = slice(start, start + size)
+                    part = await score_component(name, self.components[name], rollouts[chunk], settled[name][chunk])
+                    advance(len(part))
+                    scores += part
+                return scores
+
+            columns = await asyncio.gather(*(ask(name) for name in self.names))
+        return dict(zip(self.names, columns, strict=True))
+
+    def _decided(self, rollout: Rollout) -> Score | None:
+        """0 for what no component needs to look at: an empty caption, or one beyond the limit."""
+        if rollout.is_empty:
+            return EMPTY
+        if self.max_length is None or (length := self.count(rollout.caption)) <= self.max_length:
+            return None
+        return Score(0.0, f"caption of length {length}, longer than the limit of {self.max_length}")
+
+    def _check_missing(self, table: ScoreTable) -> None:
+        for name, counts in table.missing_by_reason().items():
+            share = counts.total() / max(len(table), 1)
+            reasons = ", ".join(f"{reason}: {count}" for reason, count in counts.most_common())
+            message = f"component {name!r}: missing for {counts.total()} of {len(table)} rollouts ({reasons})"
+            if share > self.max_missing:
+                raise TooManyMissingError(
+                    f"{message}, more than max_missing={self.max_missing:g} allows; repair the cause, drop the component, "
+                    "or raise max_missing"
+                )
+            if share > 0.5:
+                log.warning("%s; advantages rest on the other components there", message)
+
+
+def _apply(
+    factors: Sequence[Score | Missing],
+    decided: Sequence[Score | None],
+    values: Float,
+    missing: dict[int, Missing],
+    gated: dict[int, str],
+) -> None:
+    """Multiplies one component's values by a gate's factors, in place.
+
+    A factor of 0 makes the value 0 whatever the score; a missing factor makes it missing; `decided` scores stay.
+    """
+    for row, factor in enumerate(factors):
+        if decided[row] is not None:
+            continue
+        if isinstance(factor, Missing):
+            if row not in missing or missing[row].reason is Reason.NOT_ASKED:
+                missing[row] = factor
+            values[row] = np.nan
+            gated.pop(row, None)
+        elif factor.value < 1 and not (row in missing and factor.value > 0):
+            values[row] = 0.0 if factor.value == 0 else values[row] * factor.value
+            missing.pop(row, None)
+            gated[row] = factor.why
+
+
+def _factors(gate: Gate, rollouts: Sequence[Rollout], read: Mapping[str, Float]) -> list[Score | Missing]:
+    name = f"gate {type(gate).__name__}({gate.target!r})"
+    factors = list(gate.factors(rollouts, read))
+    if len(factors) != len(rollouts):
+        raise ComponentError(f"{name}: got {len(factors)} factors for {len(rollouts)} rollouts, expected one for each")
+    return [checked(factor, name, rollout) for factor, rollout in zip(factors, rollouts, strict=True)]
+
+
+def _number(score: Score | Missing) -> float:
+    return score.value if isinstance(score, Score) else np.nan
+
+
+def _ids(rollouts: Sequence[Rollout]) -> tuple[str, ...]:
+    """Ids of the rollouts; one without is called GROUP#N, by its place in its group.
+
+    Raises:
+        InputError: no rollouts, duplicate ids, or two different items under one id.
+    """
+    if not rollouts:
+        raise InputError("rollouts: got none, expected at least one")
+    items = {rollout.item.id: rollout.item for rollout in rollouts}
+    ids: dict[str, int] = {}
+    places: dict[str, int] = {}
+    for row, rollout in enumerate(rollouts):
+        if rollout.item is not items[rollout.item.id] and rollout.item != items[rollout.item.id]:
+            raise InputError(
+                f"rollouts: two different items have the id {rollout.item.id!r}; item ids have to be unique"
+            )
+        place = places[rollout.group] = places.get(rollout.group, -1) + 1
+        name = rollout.id if rollout.id is not None else f"{rollout.group}#{place}"
+        if name in ids:
+            raise InputError(
+                f"rollouts[{row}]: id {name!r} is taken by rollouts[{ids[name]}]; rollout ids have to be unique"
+            )
+        ids[name] = row
+    return tuple(ids)
+
+
+@contextmanager
+def _bar(total: int, *, shown: bool) -> Iterator[Callable[[int], object]]:
+    """A progress bar that appears after two seconds; its `update`."""
+    try:
+        from tqdm.auto import tqdm
+    except ImportError:  # a convenience of the extras: scoring works without it
+        shown = False
+    if not shown:
+        yield lambda _: None
+        return
+    with tqdm(total=total, desc="scoring", unit="score", delay=2) as bar:
+        yield bar.update
+
+
+class _Loop:
+    """One event loop in a thread of its own, for synchronous calls.
+
+    It outlives the calls, so that a judge's connections do too, and it is not the caller's, so that a notebook's
+    running loop is no obstacle.
+    """
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self.loop.run_forever, name="capreward", daemon=True)
+        self.thread.start()
+
+
+_loop: _Loop | None = None
+_loop_lock = threading.Lock()
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Runs a coroutine to its end from synchronous code, whether or not an event loop is running around it."""
+    global _loop
+    with _loop_lock:
+        if _loop is None or _loop.pid != os.getpid():  # threads do not survive a fork
+            _loop = _Loop()
+    if threading.current_thread() is _loop.thread:
+        work.close()
+        raise InputError("score() was called from inside a component; there, await ascore() instead")
+    future = asyncio.run_coroutine_threadsafe(work, _loop.loop)
+    try:
+        return future.result()
+    except BaseException:
+        future.cancel()
+        raise
