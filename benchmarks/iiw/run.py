@@ -50,7 +50,8 @@ def main() -> None:
     for row in rows if not quick else ():
         print(f"{row['axis']:28s} {row['score']:10s} {row['tau_b']:+.2f}  [{row['low']:+.2f}, {row['high']:+.2f}]")
     headline = [
-        {"name": f"tau_b {row['score']} / {row['axis']}", "value": round(row["tau_b"], 3), "unit": "tau-b"} for row in rows
+        {"name": f"tau_b {row['score']} / {row['axis']}", "value": round(row["tau_b"], 3), "unit": "tau-b"}
+        for row in rows
     ]
     finish(Path(__file__).parent, headline, {"images": len(rollouts) // 2, "resamples": RESAMPLES, "rows": rows}, quick)
 

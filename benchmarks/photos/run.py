@@ -2,7 +2,7 @@
 
     python benchmarks/photos/run.py [--quick]
 
-For each kind of rollout and component: the mean score, and on how many photographs the kind scores below the dense, right caption.
+For each kind of rollout and component: the mean score, and on how many photographs it scores below the dense, right caption.
 """
 
 from __future__ import annotations
@@ -42,7 +42,11 @@ def main() -> None:
             cells = "  ".join(f"{name} {means[name]:.2f} ({loses[name]}/{len(raw)})" for name in table.names)
             print(f"{kind:12s} {cells}  GRPO {mean_advantage['grpo']:+.2f}  GDPO {mean_advantage['gdpo']:+.2f}")
     headline = [
-        {"name": f"{kind} below dense on {name}", "value": rows[kinds.index(kind)]["below_dense"][name], "unit": f"of {len(raw)}"}
+        {
+            "name": f"{kind} below dense on {name}",
+            "value": rows[kinds.index(kind)]["below_dense"][name],
+            "unit": f"of {len(raw)}",
+        }
         for kind, name in SHOULD_LOSE
     ]
     finish(Path(__file__).parent, headline, {"photographs": len(raw), "rows": rows}, quick)

@@ -125,6 +125,8 @@ class _Batch:
         ids = _to_numpy(groups, floating=False)
         if ids.shape != (b,):
             raise ValueError(f"groups: got shape {ids.shape}, expected ({b},): one id for each rollout")
+        if b and not np.issubdtype(ids.dtype, np.integer) and ids.dtype.kind not in "USO":
+            raise ValueError(f"groups: got ids of type {ids.dtype}, expected integers or strings")
         if np.isinf(self.values).any():
             row, column = np.argwhere(np.isinf(self.values))[0]
             raise ValueError(

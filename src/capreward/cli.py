@@ -87,6 +87,10 @@ def _score(arguments: argparse.Namespace) -> None:
     from capreward.presets import PRESETS
 
     weights = dict(_weight(text) for text in arguments.weight)
+    if arguments.out:
+        existing = next(path for path in (arguments.out, *arguments.out.absolute().parents) if path.exists())
+        if not existing.is_dir():
+            raise InputError(f"--out: got {str(arguments.out)!r}, but {existing} is a file; expected a folder")
     if arguments.samples:
         from capreward import samples
 

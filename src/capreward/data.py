@@ -23,13 +23,17 @@ Source = str | Path | Iterable[Mapping[str, Any]]
 
 
 def read_items(source: Source, *, columns: Mapping[str, str] | None = None) -> list[Item]:
-    """The items of a file or dataset; rows may hold rollouts too, which are left alone.
+    """The items of a file or dataset, each once; rows may be of any of the three kinds, rollouts are left alone.
 
     Args, Raises: as in `read_rollouts`.
     """
     reader = _Reader()
     for place, row in _rows(source, columns):
-        reader.item(place, {key: value for key, value in row.items() if key not in ("rollouts", "caption")}, new=True)
+        if "item" not in row:
+            fields = {key: value for key, value in row.items() if key not in ("rollouts", "caption")}
+            reader.item(place, fields, new="caption" not in row)
+        elif isinstance(row["item"], Mapping):
+            reader.item(place, row["item"])
     return list(reader.items.values())
 
 
@@ -157,7 +161,7 @@ def _raw_rows(source: Source) -> Iterator[tuple[str, Any]]:
 def _parse(line: bytes, place: str) -> Any:
     try:
         return json.loads(line)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # JSONDecodeError, UnicodeDecodeError, a number or nesting too long
         column = f", column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
         raise InputError(
             f"{place}{column}: not JSON ({getattr(error, 'msg', error)}); expected one object a line"
@@ -166,15 +170,19 @@ def _parse(line: bytes, place: str) -> Any:
 
 def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
     try:
+        from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
         raise missing_extra("Reading parquet", "data", error) from error
     number = 0
-    with ParquetFile(path) as file:
-        for batch in file.iter_batches():
-            for row in batch.to_pylist():
-                number += 1
-                yield f"{path}, row {number}", row
+    try:
+        with ParquetFile(path) as file:
+            for batch in file.iter_batches():
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{path}, row {number}", row
+    except (ArrowException, OSError) as error:
+        raise InputError(f"{path}: not a parquet file ({error})") from None
 
 
 def _without_nulls(value: Any) -> Any:
@@ -192,6 +200,8 @@ def _image(image: Any, base: Path) -> Any:
         return base / image
     if hasattr(image, "save"):
         buffer = io.BytesIO()
+        if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):  # what PNG holds
+            image = image.convert("RGB")
         image.save(buffer, "PNG")
         return buffer.getvalue()
     return image

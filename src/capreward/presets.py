@@ -17,7 +17,7 @@ def balcaprl(judge: Judge, **options: Any) -> RewardSuite:
     The paper's judge sees the image; here precision is held against the item's labelled facts, and its name says so.
     `options` go to `RewardSuite`.
     """
-    return _suite(Precision(judge), Coverage(judge), Fluency(judge), gates=[LengthMask("fluency")], **options)
+    return _suite(Precision(judge), Coverage(judge), Fluency(judge), **{"gates": [LengthMask("fluency")], **options})
 
 
 def caprl(judge: Judge, **options: Any) -> RewardSuite:
@@ -41,8 +41,7 @@ def everything(judge: Judge, **options: Any) -> RewardSuite:
         Coverage(judge),
         RubricJudge(judge),
         Fluency(judge),
-        gates=[LengthMask("fluency")],
-        **options,
+        **{"gates": [LengthMask("fluency")], **options},
     )
 
 

@@ -37,7 +37,7 @@ class Record(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    def __init__(self, **data: Any) -> None:
+    def __init__(self, /, **data: Any) -> None:
         try:
             super().__init__(**data)
         except ValidationError as error:
@@ -96,7 +96,7 @@ class Item(Record):
     """An image and what is known about it. Everything but the id is optional; a component says what it needs."""
 
     id: Id
-    image: Annotated[Path | bytes | None, BeforeValidator(lambda value: _from_data_url(value))] = None
+    image: Annotated[Path | bytes | None, BeforeValidator(lambda value: _path_or_bytes(value))] = None
     """Path, encoded bytes (PNG, JPEG, ...) or a data URL. A path is checked when it is read from a file or opened."""
     references: tuple[Text, ...] = ()
     """Reference captions."""
@@ -135,13 +135,17 @@ class Rollout(Record):
 _DATA_URL = "data:application/octet-stream;base64,"
 
 
-def _from_data_url(value: object) -> object:
+def _path_or_bytes(value: object) -> object:
     if isinstance(value, str) and value.startswith("data:"):
         head, _, payload = value.partition(",")
         if not head.endswith(";base64"):
             raise ValueError("expected a base64 data URL (data:...;base64,...)")
         return base64.b64decode(payload, validate=True)
-    return Path(value) if isinstance(value, str) else value
+    if isinstance(value, str):
+        return Path(value)
+    if value is None or isinstance(value, Path | bytes):
+        return value
+    raise ValueError("expected a path, encoded bytes or a data URL")
 
 
 def _encodable(value: object) -> object:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
 ROWS = 60
 """Rollouts that a table or a figure shows; the files hold all of them."""
@@ -36,7 +37,7 @@ def print_scores(table: ScoreTable, console: Console | None = None, *, rows: int
     for row in range(shown):
         last = row + 1 == shown or table.groups[row + 1] != table.groups[row]
         lines.add_row(
-            table.ids[row],
+            _plain(table.ids[row]),
             *(_cell(table, row, k) for k in range(len(table.names))),
             _number(total[row]),
             f"{grpo[row]:+.2f}",
@@ -57,7 +58,7 @@ def print_components(table: ScoreTable, console: Console | None = None) -> None:
     for k, (name, row) in enumerate(table.diagnostics().items()):
         reasons = ", ".join(f"{reason} {count}" for reason, count in missing[name].most_common()) or "none"
         lines.add_row(
-            name,
+            _plain(name),
             f"{table.weights[k]:g}",
             _number(row["raw"]),
             f"{row['gated']:.0%}",
@@ -78,7 +79,7 @@ def print_means(table: ScoreTable, rollouts: Sequence[Rollout], key: str, consol
             for column in columns[rows].T
         ]
         signed = [f"{mean:+.2f}" for mean in means[-2:]]
-        lines.add_row(value, str(len(rows)), *(_number(mean) for mean in means[:-2]), *signed)
+        lines.add_row(_plain(value), str(len(rows)), *(_number(mean) for mean in means[:-2]), *signed)
     (console or _console()).print(lines)
 
 
@@ -107,7 +108,7 @@ def figure(table: ScoreTable, *, rows: int = ROWS) -> Figure:
         for row in range(1, shown):
             if table.groups[row] != table.groups[row - 1]:
                 axis.axhline(row - 0.5, color="0.35", linewidth=0.8)
-    heat.set_yticks(range(shown), table.ids[:shown], fontsize=7)
+    heat.set_yticks(range(shown), table.ids[:shown], fontsize=7, parse_math=False)
     heat.set_ylim(shown - 0.5, -0.5)
     note = "" if shown == len(table) else f" (the first {shown} of {len(table)} rollouts)"
     picture.suptitle(f"Scores after gates, and the advantages made of them{note}", fontsize=11)
@@ -123,7 +124,7 @@ def _heat_map(picture: Figure, axis: Any, table: ScoreTable, shown: int) -> None
     axis.plot(
         [column for _, column in gated], [row for row, _ in gated], "o", color="white", markeredgecolor="black", ms=4
     )
-    axis.set_xticks(range(len(table.names)), table.names, rotation=30, ha="right", fontsize=8)
+    axis.set_xticks(range(len(table.names)), table.names, rotation=30, ha="right", fontsize=8, parse_math=False)
     bar = picture.colorbar(image, ax=axis, location="top", shrink=0.8, aspect=30)
     bar.set_label("score   (hatched: missing, dot: set by a gate)", fontsize=8)
 
@@ -152,6 +153,13 @@ def _number(value: float) -> str:
     return "-" if np.isnan(value) else f"{value:.2f}"
 
 
+def _plain(text: str) -> Text:
+    """Text in which nothing is read as rich's markup."""
+    from rich.text import Text
+
+    return Text(text)
+
+
 def _console() -> Console:
     try:
         from rich.console import Console
@@ -163,11 +171,17 @@ def _console() -> Console:
 
 def _table(title: str, first: str, *others: str) -> Table:
     """An empty table with a text column and number columns; long names break at their underscores."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
+    try:
+        from rich.box import SIMPLE_HEAD
+        from rich.table import Table
+        from rich.text import Text
+    except ImportError as error:
+        raise missing_extra("Printing tables", "report", error) from error
 
-    table = Table(title=f"[b]{title}[/b]", title_justify="left", title_style="", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column(first, no_wrap=True)
+    table = Table(
+        title=Text(title, "bold"), title_justify="left", title_style="", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
+    table.add_column(Text(first), no_wrap=True)
     for name in others:
-        table.add_column(name.replace("_", "_\n"), justify="right", overflow="fold")
+        table.add_column(Text(name.replace("_", "_\n")), justify="right", overflow="fold")
     return table

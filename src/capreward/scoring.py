@@ -6,13 +6,14 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import wraps
+from numbers import Real
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from capreward import advantage
-from capreward.errors import ComponentError, InputError
+from capreward.errors import ComponentError, InputError, missing_extra
 from capreward.missing import Missing, Reason
 from capreward.records import Rollout
 
@@ -137,6 +138,10 @@ def checked(score: object, source: str, rollout: Rollout) -> Score | Missing:
         raise ComponentError(
             f"{source}, item {rollout.item.id!r}: got {score!r}, expected a capreward.Score or capreward.Missing"
         )
+    if not isinstance(score.value, Real):
+        raise ComponentError(
+            f"{source}, item {rollout.item.id!r}: got score {score.value!r}, expected a number in [0, 1]"
+        )
     if np.isnan(score.value):
         return Missing(Reason.NAN, score.why or "the component answered NaN")
     if not 0.0 <= score.value <= 1.0:
@@ -227,8 +232,10 @@ class ScoreTable:
 
     def to_pandas(self) -> pd.DataFrame:
         """One row a rollout: id, group, `raw.NAME`, `value.NAME` and `why.NAME` of each component, and the total."""
-        import pandas as pd
-
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise missing_extra("to_pandas", "report", error) from error
         columns: dict[str, Any] = {"id": self.ids, "group": self.groups}
         for k, name in enumerate(self.names):
             columns[f"raw.{name}"] = self.raw[:, k]

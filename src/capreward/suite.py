@@ -123,10 +123,14 @@ class RewardSuite:
             for name in self.names
         }
         gated: dict[str, dict[int, str]] = {name: {} for name in self.names}
+        final: dict[str, set[int]] = {
+            name: {row for row, known in enumerate(decided) if known is not None} for name in self.names
+        }
         for gate in (*early, *late):
             read = {name: values[name].copy() for name in gate.reads}
             multiplied = _factors(gate, rollouts, read) if gate.reads else factors[id(gate)]
-            _apply(multiplied, decided, values[gate.target], missing[gate.target], gated[gate.target])
+            name = gate.target
+            _apply(multiplied, final[name], values[name], missing[name], gated[name])
         table = ScoreTable(
             names=self.names,
             ids=ids,
@@ -157,7 +161,14 @@ class RewardSuite:
                     scores += part
                 return scores
 
-            columns = await asyncio.gather(*(ask(name) for name in self.names))
+            tasks = [asyncio.ensure_future(ask(name)) for name in self.names]
+            try:
+                columns = await asyncio.gather(*tasks)
+            except BaseException:
+                for task in tasks:  # gather leaves the others running, and their judges spending
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+                raise
         return dict(zip(self.names, columns, strict=True))
 
     def _decided(self, rollout: Rollout) -> Score | None:
@@ -184,17 +195,18 @@ class RewardSuite:
 
 def _apply(
     factors: Sequence[Score | Missing],
-    decided: Sequence[Score | None],
+    final: set[int],
     values: Float,
     missing: dict[int, Missing],
     gated: dict[int, str],
 ) -> None:
     """Multiplies one component's values by a gate's factors, in place.
 
-    A factor of 0 makes the value 0 whatever the score; a missing factor makes it missing; `decided` scores stay.
+    A factor of 0 makes the value 0 whatever the score and the factors after it, a missing factor makes it missing;
+    rows in `final`, to which it adds those that it sets to 0, stay.
     """
     for row, factor in enumerate(factors):
-        if decided[row] is not None:
+        if row in final:
             continue
         if isinstance(factor, Missing):
             if row not in missing or missing[row].reason is Reason.NOT_ASKED:
@@ -203,13 +215,18 @@ def _apply(
             gated.pop(row, None)
         elif factor.value < 1 and not (row in missing and factor.value > 0):
             values[row] = 0.0 if factor.value == 0 else values[row] * factor.value
+            if factor.value == 0:
+                final.add(row)
             missing.pop(row, None)
             gated[row] = factor.why
 
 
 def _factors(gate: Gate, rollouts: Sequence[Rollout], read: Mapping[str, Float]) -> list[Score | Missing]:
     name = f"gate {type(gate).__name__}({gate.target!r})"
-    factors = list(gate.factors(rollouts, read))
+    try:
+        factors = list(gate.factors(rollouts, read))
+    except Exception as error:
+        raise ComponentError(f"{name}: {type(error).__name__}: {error}") from error
     if len(factors) != len(rollouts):
         raise ComponentError(f"{name}: got {len(factors)} factors for {len(rollouts)} rollouts, expected one for each")
     return [checked(factor, name, rollout) for factor, rollout in zip(factors, rollouts, strict=True)]

@@ -31,7 +31,7 @@ def check_component(component: Component, rollouts: Sequence[Rollout] = (), *, r
 
     - It has a name and an async `score`, and answers with one Score in [0, 1] or Missing a rollout.
     - An empty list is answered with an empty one.
-    - An empty caption scores exactly 0 in a suite; hostile text is scored like any other.
+    - Hostile text is scored like any other. (Empty captions never reach it: a suite scores them 0 by itself.)
     - What a rollout scores does not depend on the others of its batch, nor on their order.
     - Asked again, it answers the same.
     - An item that lacks everything is answered too (with Missing, unless the caption alone suffices).
@@ -47,17 +47,20 @@ def check_component(component: Component, rollouts: Sequence[Rollout] = (), *, r
         hostile += [Rollout(item=rollouts[0].item, caption=caption) for caption in HOSTILE]
     batch = [*rollouts, *hostile]
 
-    _expect(isinstance(component.name, str) and component.name, f"name: got {component.name!r}, expected a text")
+    name = getattr(component, "name", None)
+    _expect(isinstance(name, str) and name, f"name: got {name!r}, expected a text")
     _expect(
         isinstance(component, Component) and asyncio.iscoroutinefunction(component.score),
         "score: expected an async method",
     )
-    _expect(not run(_nothing(component)), "an empty list: expected an empty list of scores")
+    try:
+        scores = run(_nothing(component))
+    except Exception as error:
+        raise AssertionError(f"check_component: an empty list: raised {error!r}, expected an empty list") from error
+    _expect(not scores, f"an empty list: got {scores!r}, expected an empty list")
 
     first = _score(component, batch)
-    for rollout, score in zip(batch, first, strict=True):
-        if rollout.is_empty:
-            _expect(isinstance(score, Score) and score.value == 0.0, f"empty caption {rollout.caption!r}: got {score!r}")
+    for score in first:
         if isinstance(score, Missing):
             _expect(bool(score.detail), f"{score!r}: expected a detail that says what is missing")
     if not repeatable:

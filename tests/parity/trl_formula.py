@@ -50,7 +50,9 @@ def trl_advantages(
 def advantage_block() -> CodeType:
     """The statements from ``unscorable_mask = ...`` to ``advantages = torch.nan_to_num(...)``, compiled."""
     method = grpo_trainer.GRPOTrainer._generate_and_score_completions
-    return compile(ast.Module(find_block(inspect.getsource(method)), type_ignores=[]), method.__code__.co_filename, "exec")
+    return compile(
+        ast.Module(find_block(inspect.getsource(method)), type_ignores=[]), method.__code__.co_filename, "exec"
+    )
 
 
 def find_block(source: str) -> list[ast.stmt]:

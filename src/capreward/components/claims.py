@@ -62,7 +62,8 @@ class Coverage:
         result: list[tuple[str, ...] | Missing] = []
         for item in items:
             found = _given_units(item) or failed.get(item.references) or self._extracted.get(item.references)
-            result.append(found or Missing(Reason.NO_REFERENCE, f"item {item.id!r} has no references, units or facts"))
+            why = "references without a statement in them" if item.references else "no references, units or facts"
+            result.append(found or Missing(Reason.NO_REFERENCE, f"item {item.id!r} has {why}"))
         return result
 
 

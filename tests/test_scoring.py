@@ -1,0 +1,276 @@
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from fakes import FakeComponent, rollouts
+from hypothesis import given
+from hypothesis import strategies as st
+
+from capreward import Component, Gate, LengthMask, Missing, Reason, Rollout, Score, ScoreTable, dr_grpo, gdpo, grpo
+from capreward.errors import ComponentError, InputError
+from capreward.scoring import checked, fill, score_component, scores_empty_as_zero, weights_of
+
+NAN = np.nan
+DOWN = Missing(Reason.SERVER, "server is down")
+NO_FACTS = Missing(Reason.NO_FACTS, "no facts")
+
+
+@pytest.fixture
+def table() -> ScoreTable:
+    """Two groups of two; `b` weighs 3. A gate has halved b's first score; two scores of b and one of a are missing."""
+    scores = (
+        (Score(1.0, "all right"), Score(0.5), Score(0.25, "a quarter"), DOWN),
+        (Score(0.8, "good"), Score(0.0), NO_FACTS, DOWN),
+    )
+    raw = np.array([[s.value if isinstance(s, Score) else NAN for s in column] for column in scores]).T
+    values = raw.copy()
+    values[0, 1] = 0.4
+    return ScoreTable(
+        names=("a", "b"),
+        ids=("x#0", "x#1", "y#0", "y#1"),
+        groups=np.array(["x", "x", "y", "y"]),
+        raw=raw,
+        values=values,
+        weights=np.array([1.0, 3.0]),
+        scores=scores,
+        gated={(0, 1): "too long"},
+        missing={(2, 1): NO_FACTS, (3, 0): DOWN, (3, 1): DOWN},
+    )
+
+
+class TestScoreTable:
+    def test_has_a_length(self, table: ScoreTable) -> None:
+        assert len(table) == 4
+
+    def test_advantages_by_hand(self, table: ScoreTable) -> None:
+        # group x: a is 1 and 0.5, b is 0.4 and 0 with weight 3; group y has no two scores to compare
+        expected = [0.25 + 3 * 0.2, -0.25 - 3 * 0.2, 0, 0]
+        np.testing.assert_allclose(table.advantages("dr_grpo"), expected, rtol=1e-12)
+
+    @pytest.mark.parametrize(("name", "function"), [("gdpo", gdpo), ("grpo", grpo), ("dr_grpo", dr_grpo)])
+    def test_advantages_by_name_are_the_functions(self, table: ScoreTable, name: str, function: Any) -> None:
+        expected = function(table.values, table.groups, table.weights)
+        np.testing.assert_array_equal(table.advantages(name), expected)
+        np.testing.assert_array_equal(table.advantages(function), expected)
+        assert expected[0] > 0
+
+    def test_advantages_are_gdpos_unless_told_otherwise(self, table: ScoreTable) -> None:
+        np.testing.assert_array_equal(table.advantages(), table.advantages("gdpo"))
+        assert not np.array_equal(table.advantages(), table.advantages("grpo"))
+
+    def test_advantages_pass_options_on(self, table: ScoreTable) -> None:
+        expected = gdpo(table.values, table.groups, table.weights, eps=0.5, whiten=False)
+        np.testing.assert_array_equal(table.advantages("gdpo", eps=0.5, whiten=False), expected)
+
+    def test_advantages_with_an_estimator_of_ones_own(self, table: ScoreTable) -> None:
+        def count(values: Any, groups: Any, weights: Any = None) -> Any:  # noqa: ARG001  an estimator's signature
+            return (~np.isnan(values)) @ weights
+
+        assert table.advantages(count).tolist() == [4, 4, 1, 0]
+
+    @pytest.mark.parametrize(
+        ("weights", "used"),
+        [(None, [1, 3]), ({"a": 2}, [2, 3]), ({"b": 0}, [1, 0]), ({"a": 0, "b": 0.5}, [0, 0.5]), ({}, [1, 3])],
+    )
+    def test_advantages_weights_by_name(self, table: ScoreTable, weights: Any, used: list[float]) -> None:
+        expected = dr_grpo(table.values, table.groups, used)
+        np.testing.assert_array_equal(table.advantages("dr_grpo", weights), expected)
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            (("gpdo",), "estimator: got 'gpdo', expected one of ['dr_grpo', 'gdpo', 'grpo']"),
+            (("gdpo", {"c": 1}), "weights: got component 'c', expected one of ['a', 'b']"),
+            (("gdpo", {"a": -1}), "weights['a']: got -1, expected a finite number >= 0"),
+            (("gdpo", {"a": 0, "b": 0}), "weights: all are zero"),
+        ],
+    )
+    def test_advantages_errors(self, table: ScoreTable, arguments: Any, said: str) -> None:
+        with pytest.raises(InputError) as error:
+            table.advantages(*arguments)
+        assert said in str(error.value)
+
+    def test_total_is_the_weighted_mean_of_what_is_present(self, table: ScoreTable) -> None:
+        np.testing.assert_allclose(table.total(), [(1 + 3 * 0.4) / 4, 0.5 / 4, 0.25, NAN])
+
+    def test_missing_by_reason(self, table: ScoreTable) -> None:
+        assert table.missing_by_reason() == {
+            "a": Counter({Reason.SERVER: 1}),
+            "b": Counter({Reason.SERVER: 1, Reason.NO_FACTS: 1}),
+        }
+
+    def test_diagnostics(self, table: ScoreTable) -> None:
+        diagnostics = table.diagnostics()
+        assert diagnostics["a"] == pytest.approx(
+            {"raw": 1.75 / 3, "value": 1.75 / 3, "missing": 0.25, "gated": 0, "varies": 0.5}
+        )
+        assert diagnostics["b"] == pytest.approx(
+            {"raw": 0.4, "value": 0.2, "missing": 0.5, "gated": 0.25, "varies": 0.5}
+        )
+
+    @pytest.mark.parametrize(
+        ("row", "column", "why"),
+        [
+            (0, 0, "all right"),
+            (0, 1, "too long"),
+            (2, 1, "missing (no_facts): no facts"),
+            (3, 0, "missing (server): server is down"),
+            (1, 0, ""),
+        ],
+    )
+    def test_why(self, table: ScoreTable, row: int, column: int, why: str) -> None:
+        assert table.why(row, column) == why
+
+    def test_to_pandas(self, table: ScoreTable) -> None:
+        frame = table.to_pandas()
+        assert list(frame.columns) == ["id", "group", "raw.a", "value.a", "why.a", "raw.b", "value.b", "why.b", "total"]
+        assert frame["id"].tolist() == list(table.ids)
+        assert frame["group"].tolist() == ["x", "x", "y", "y"]
+        np.testing.assert_array_equal(frame["raw.b"], table.raw[:, 1])
+        np.testing.assert_array_equal(frame["value.b"], table.values[:, 1])
+        np.testing.assert_array_equal(frame["total"], table.total())
+        assert frame["why.b"].tolist() == [table.why(row, 1) for row in range(4)]
+
+
+class TestWeightsOf:
+    def test_default_is_one_each(self) -> None:
+        assert weights_of(["a", "b"], {"b": 0.5}).tolist() == [1, 0.5]
+
+    def test_leaves_the_default_alone(self) -> None:
+        default = np.array([2.0, 3.0])
+        assert weights_of(["a", "b"], {"a": 5}, default).tolist() == [5, 3]
+        assert default.tolist() == [2, 3]
+
+
+class TestChecked:
+    ROLLOUT = rollouts("A cup.")[0]
+
+    @pytest.mark.parametrize("score", [Score(0.0), Score(1.0), Score(0.3, "why", {"a": 1}), DOWN])
+    def test_returns_what_is_good(self, score: Any) -> None:
+        assert checked(score, "component 'c'", self.ROLLOUT) is score
+
+    @pytest.mark.parametrize(
+        ("why", "detail"), [("division by zero", "division by zero"), ("", "the component answered NaN")]
+    )
+    def test_nan_is_missing(self, why: str, detail: str) -> None:
+        assert checked(Score(NAN, why), "component 'c'", self.ROLLOUT) == Missing(Reason.NAN, detail)
+
+    @pytest.mark.parametrize("value", [-0.1, 1.0001, float("inf"), float("-inf")])
+    def test_outside_the_range(self, value: float) -> None:
+        with pytest.raises(ComponentError) as error:
+            checked(Score(value), "component 'c'", self.ROLLOUT)
+        assert str(error.value) == (
+            f"component 'c', item 'bare': got score {value}, expected a number in [0, 1], or Missing"
+        )
+
+    @pytest.mark.parametrize("score", [0.5, None, "good", (0.5, "why")])
+    def test_no_score_at_all(self, score: Any) -> None:
+        with pytest.raises(ComponentError, match=r"component 'c', item 'bare': got .*, expected a capreward.Score"):
+            checked(score, "component 'c'", self.ROLLOUT)
+
+    @pytest.mark.parametrize("value", [None, "0.5", [0.5]])
+    def test_no_number(self, value: Any) -> None:
+        with pytest.raises(ComponentError, match="component 'c', item 'bare'"):
+            checked(Score(value), "component 'c'", self.ROLLOUT)
+
+
+class TestFill:
+    @given(st.lists(st.booleans()))
+    def test_keeps_the_order(self, known: list[bool]) -> None:
+        batch = rollouts(*(f"caption {n}" for n in range(len(known))))
+        settled = [Score(0.0, r.caption) if k else None for r, k in zip(batch, known, strict=True)]
+        component = FakeComponent(lambda rollout: Score(1.0, rollout.caption))
+        scores = asyncio.run(fill(batch, settled, component.score))
+        assert [score.why for score in scores] == [rollout.caption for rollout in batch]
+        assert [score.value for score in scores] == [float(not k) for k in known]
+        assert component.asked == [r.caption for r, k in zip(batch, known, strict=True) if not k]
+
+    def test_asks_nothing_when_all_is_known(self) -> None:
+        component = FakeComponent(1.0)
+        assert asyncio.run(fill(rollouts("a", "b"), [DOWN, Score(0.5)], component.score)) == [DOWN, Score(0.5)]
+        assert component.batches == []
+
+    @pytest.mark.parametrize("count", [0, 1, 3])
+    def test_wrong_number_of_scores(self, count: int) -> None:
+        async def score(_: Sequence[Rollout]) -> list[Score]:
+            return [Score(1.0)] * count
+
+        with pytest.raises(ComponentError, match=f"got {count} scores for 2 rollouts, expected one for each"):
+            asyncio.run(fill(rollouts("a", "b", "c"), [None, DOWN, None], score))
+
+
+class TestScoreComponent:
+    def score(self, verdict: Any, *captions: str) -> list[Score | Missing]:
+        return asyncio.run(score_component("c", FakeComponent(verdict), rollouts(*captions)))
+
+    def test_empty_captions_score_zero_unseen(self) -> None:
+        component = FakeComponent(1.0)
+        scores = asyncio.run(score_component("c", component, rollouts("A cup.", " ", "...", "A dog.")))
+        assert [score.value for score in scores] == [1, 0, 0, 1]
+        assert scores[1].why == "empty caption"
+        assert component.asked == ["A cup.", "A dog."]
+
+    def test_what_is_known_is_not_asked(self) -> None:
+        component = FakeComponent(1.0)
+        known = [None, DOWN, None]
+        assert asyncio.run(score_component("c", component, rollouts("a", "b", ""), known)) == [
+            Score(1.0),
+            DOWN,
+            Score(0.0, "empty caption"),
+        ]
+        assert component.asked == ["a"]
+
+    def test_nan_is_missing(self) -> None:
+        assert self.score(NAN, "A cup.") == [Missing(Reason.NAN, "the component answered NaN")]
+
+    def test_score_outside_the_range(self) -> None:
+        with pytest.raises(ComponentError, match=r"component 'c', item 'bare': got score 1.5"):
+            self.score(1.5, "A cup.")
+
+    def test_wrong_number_of_scores(self) -> None:
+        class Short:
+            name = "short"
+
+            async def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
+                return [Score(1.0)]
+
+        with pytest.raises(ComponentError, match=r"component 'c': .*got 1 scores for 2 rollouts"):
+            asyncio.run(score_component("c", Short(), rollouts("a", "b")))
+
+    @pytest.mark.parametrize("error", [KeyError("oops"), RuntimeError("server"), TimeoutError()])
+    def test_an_exception_names_the_component_and_stays_the_cause(self, error: Exception) -> None:
+        with pytest.raises(ComponentError) as raised:
+            self.score(error, "A cup.")
+        assert str(raised.value) == f"component 'c': {type(error).__name__}: {error}"
+        assert raised.value.__cause__ is error
+
+    def test_an_input_error_passes_as_it_is(self) -> None:
+        with pytest.raises(InputError, match=r"^aspect: got 'style'$"):
+            self.score(InputError("aspect: got 'style'"), "A cup.")
+
+
+def test_scores_empty_as_zero() -> None:
+    class Ones:
+        name = "ones"
+
+        @scores_empty_as_zero
+        async def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
+            assert not any(rollout.is_empty for rollout in rollouts)
+            return [Score(1.0) for _ in rollouts]
+
+    scores = asyncio.run(Ones().score(rollouts("a", "", "b", "!")))
+    assert [score.value for score in scores] == [1, 0, 1, 0]
+    assert asyncio.run(Ones().score([])) == []
+
+
+def test_protocols_tell_components_from_gates() -> None:
+    component, gate = FakeComponent(1.0), LengthMask("fluency")
+    assert isinstance(component, Component)
+    assert not isinstance(component, Gate)
+    assert isinstance(gate, Gate)
+    assert not isinstance(gate, Component)
