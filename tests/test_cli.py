@@ -180,7 +180,7 @@ class TestErrors:
             (["none.jsonl"], "none.jsonl: no such file"),
             (["captions.txt"], "captions.txt: got a .txt file, expected .jsonl or .parquet"),
             (["broken.jsonl"], "broken.jsonl, line 2, column 1: not JSON"),
-            (["empty.jsonl"], "rollouts: got none, expected at least one"),
+            (["empty.jsonl"], "empty.jsonl: holds no rollouts"),
             (["unknown.jsonl"], "unknown.jsonl, line 1: item: got 'cup', expected the id of an item given"),
             (["captions.jsonl", "--items", "none.jsonl"], "none.jsonl: no such file"),
             (["captions.jsonl", "--items", "broken.jsonl"], "broken.jsonl, line 2"),

@@ -249,8 +249,8 @@ class TestScoreComponent:
         assert str(raised.value) == f"component 'c': {type(error).__name__}: {error}"
         assert raised.value.__cause__ is error
 
-    def test_an_input_error_passes_as_it_is(self) -> None:
-        with pytest.raises(InputError, match=r"^aspect: got 'style'$"):
+    def test_an_input_error_stays_one_and_names_the_component(self) -> None:
+        with pytest.raises(InputError, match=r"^component 'c': aspect: got 'style'$"):
             self.score(InputError("aspect: got 'style'"), "A cup.")
 
 

@@ -31,6 +31,13 @@ def cells(table: ScoreTable, name: str) -> tuple[list[float], list[float]]:
     return table.raw[:, column].tolist(), table.values[:, column].tolist()
 
 
+class Synchronous:
+    name = "synchronous"
+
+    def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
+        return [Score(1.0) for _ in rollouts]
+
+
 class TestFlow:
     def test_gates_act_before_and_weights_after_normalisation(self) -> None:
         suite = RewardSuite(
@@ -342,15 +349,36 @@ class TestConstruction:
         assert said in str(error.value)
 
     def test_refuses_no_components(self) -> None:
-        with pytest.raises(InputError, match="got no components, expected at least one"):
+        with pytest.raises(InputError, match=r"components: got \{\}, expected at least one"):
             RewardSuite({})
 
-    @pytest.mark.parametrize("component", [None, "fluency", LengthMask("a"), lambda _: [1.0]])
+    @pytest.mark.parametrize(
+        "component", [None, "fluency", LengthMask("a"), lambda _: [1.0], FakeComponent, Synchronous()]
+    )
     def test_refuses_what_is_no_component(self, component: Any) -> None:
         with pytest.raises(
             InputError, match=r"component 'a': got .*, expected an object with a name and an async method"
         ):
             RewardSuite({"a": component})
+
+    @pytest.mark.parametrize("components", [[FakeComponent(1.0)], None])
+    def test_refuses_components_without_names(self, components: Any) -> None:
+        with pytest.raises(InputError, match=r"components: got .*, expected at least one by its name"):
+            RewardSuite(components)
+
+    @pytest.mark.parametrize("gates", [LengthMask("a"), [LengthMask]])
+    def test_refuses_what_is_no_list_of_gates(self, gates: Any) -> None:
+        with pytest.raises(InputError, match="gates: got "):
+            RewardSuite({"a": FakeComponent(1.0)}, gates=gates)
+
+    def test_refuses_a_weight_that_is_no_number(self) -> None:
+        with pytest.raises(InputError, match=r"weights\['a'\]: got '1', expected a finite number"):
+            RewardSuite({"a": FakeComponent(1.0)}, weights={"a": "1"})  # type: ignore[dict-item]
+
+    def test_a_component_of_weight_zero_does_not_count_as_missing(self) -> None:
+        components = {"a": FakeComponent(1.0), "b": FakeComponent(DOWN)}
+        suite = RewardSuite(components, weights={"b": 0}, max_missing=0.0)
+        assert suite.score(rollouts("one")).missing == {(0, 1): DOWN}
 
 
 class TestRollouts:
@@ -425,7 +453,7 @@ class TestCalls:
                     print(error)
             print(RewardSuite({"a": FakeComponent(0.5)}).score(rollouts("one")).values)
         """
-        refusal = "score() was called from inside a component; there, await ascore() instead"
+        refusal = "component 'a': score() was called from inside a component; there, await ascore() instead"
         assert in_process(script) == [refusal, refusal, "[[0.5]]"]
 
     def test_in_a_forked_child(self) -> None:

@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="example: capreward demo --out demo/",
     )
     demo.add_argument("--samples", choices=("photos", "iiw"), default="photos", help="which captions (default: photos)")
-    demo.set_defaults(run=_score, file=None, by="kind")
+    demo.set_defaults(run=_score, file=None)
 
     for command, suite, out in ((score, "balcaprl", None), (demo, "everything", Path("capreward-demo"))):
         command.add_argument("--suite", choices=SUITES, default=suite, help=f"which components (default: {suite})")
@@ -91,12 +91,16 @@ def _score(arguments: argparse.Namespace) -> None:
         existing = next(path for path in (arguments.out, *arguments.out.absolute().parents) if path.exists())
         if not existing.is_dir():
             raise InputError(f"--out: got {str(arguments.out)!r}, but {existing} is a file; expected a folder")
+        if not os.access(existing, os.W_OK):
+            raise InputError(f"--out: got {str(arguments.out)!r}, but {existing} cannot be written to")
     if arguments.samples:
         from capreward import samples
 
         rollouts = samples.photos() if arguments.samples == "photos" else samples.iiw()
     else:
         rollouts = read_rollouts(arguments.file, items=read_items(arguments.items) if arguments.items else ())
+        if not rollouts:
+            raise InputError(f"{arguments.file}: holds no rollouts")
 
     from capreward import report
     from capreward.judges.lite import LiteJudge

@@ -188,7 +188,11 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
 def _without_nulls(value: Any) -> Any:
     """Arrow fills the fields that a row does not have with nulls."""
     if isinstance(value, Mapping):
-        return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
+        return {
+            key: inner if key == "metadata" else _without_nulls(inner)
+            for key, inner in value.items()
+            if inner is not None
+        }
     return [_without_nulls(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 

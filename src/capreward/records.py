@@ -21,15 +21,15 @@ from pydantic import (
 
 from capreward.errors import InputError
 
-WORD = re.compile(r"\w+(?:['’.-]\w+)*")
+BETWEEN_WORDS = re.compile(r"[\s–—;，、。；]+|--+|(?<!\d),|,(?!\d)")
 
 
 def count_words(text: str) -> int:
-    """Number of words: runs of letters and digits, with the apostrophes, hyphens and points inside them.
+    """Number of words: what lies between spaces, dashes and commas and holds a letter or digit of any script.
 
     Languages written without spaces come out as one word a phrase; count tokens there (`components.length.tokens`).
     """
-    return sum(1 for _ in WORD.finditer(text))
+    return sum(any(character.isalnum() for character in part) for part in BETWEEN_WORDS.split(text))
 
 
 class Record(BaseModel):
@@ -44,7 +44,8 @@ class Record(BaseModel):
             raise InputError(_explain(type(self), data, error)) from None
 
 
-Id = Annotated[str, Field(min_length=1, coerce_numbers_to_str=True)]
+# numpy's strings drop trailing NULs, so two groups could become one
+Id = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]+$", coerce_numbers_to_str=True)]
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
@@ -141,7 +142,7 @@ def _path_or_bytes(value: object) -> object:
         if not head.endswith(";base64"):
             raise ValueError("expected a base64 data URL (data:...;base64,...)")
         return base64.b64decode(payload, validate=True)
-    if isinstance(value, str):
+    if isinstance(value, str) and value:
         return Path(value)
     if value is None or isinstance(value, Path | bytes):
         return value

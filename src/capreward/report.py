@@ -52,8 +52,10 @@ def print_scores(table: ScoreTable, console: Console | None = None, *, rows: int
 
 
 def print_components(table: ScoreTable, console: Console | None = None) -> None:
-    """One line a component: weight, means before and after the gates, gates, missing by reason, share of groups that vary."""
-    lines = _table("Components", "component", "weight", "raw", "gated", "after gates", "varies in", "missing")
+    """One line a component: weight, means before (where asked) and after the gates, groups that vary, missing by reason."""
+    lines = _table(
+        "Components", "component", "weight", "raw, where asked", "gated", "after gates", "varies in", "missing"
+    )
     missing = table.missing_by_reason()
     for k, (name, row) in enumerate(table.diagnostics().items()):
         reasons = ", ".join(f"{reason} {count}" for reason, count in missing[name].most_common()) or "none"
@@ -157,7 +159,7 @@ def _plain(text: str) -> Text:
     """Text in which nothing is read as rich's markup."""
     from rich.text import Text
 
-    return Text(text)
+    return Text(text.encode("utf-8", "replace").decode())
 
 
 def _console() -> Console:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -119,8 +120,8 @@ async def score_component(
     ]
     try:
         scores = await fill(rollouts, settled, component.score)
-    except InputError:
-        raise
+    except InputError as error:
+        raise InputError(f"component {name!r}: {error}") from error
     except Exception as error:
         raise ComponentError(f"component {name!r}: {type(error).__name__}: {error}") from error
     return [checked(score, f"component {name!r}", rollout) for score, rollout in zip(scores, rollouts, strict=True)]
@@ -138,13 +139,17 @@ def checked(score: object, source: str, rollout: Rollout) -> Score | Missing:
         raise ComponentError(
             f"{source}, item {rollout.item.id!r}: got {score!r}, expected a capreward.Score or capreward.Missing"
         )
-    if not isinstance(score.value, Real):
+    try:
+        value = float(score.value)
+    except (TypeError, ValueError):
+        value = None
+    if value is None or isinstance(score.value, str | bytes):
         raise ComponentError(
             f"{source}, item {rollout.item.id!r}: got score {score.value!r}, expected a number in [0, 1]"
         )
-    if np.isnan(score.value):
+    if math.isnan(value):
         return Missing(Reason.NAN, score.why or "the component answered NaN")
-    if not 0.0 <= score.value <= 1.0:
+    if not 0.0 <= value <= 1.0:
         raise ComponentError(
             f"{source}, item {rollout.item.id!r}: got score {score.value}, expected a number in [0, 1], or Missing"
         )
@@ -215,8 +220,10 @@ class ScoreTable:
         """What to log of each component.
 
         Returns:
-            By component: `raw` and `value` (means over what is present; NaN with nothing), `missing` and `gated` (shares
-            of rollouts), `varies` (share of the groups in which it takes more than one value: elsewhere it teaches nothing).
+            By component: `raw` (mean over what the component was asked: without the captions that a gate had already ruled
+            out, unless `spare=False`) and `value` (mean after the gates, over what is present), NaN with nothing; `missing`
+            and `gated` (shares of rollouts); `varies` (share of the groups in which it takes more
+            than one value: elsewhere it teaches nothing).
         """
         varies = advantage.varies(self.values, self.groups)
         result = {}
@@ -262,8 +269,8 @@ def weights_of(names: Sequence[str], weights: Mapping[str, float] | None, defaul
     for name, weight in (weights or {}).items():
         if name not in names:
             raise InputError(f"weights: got component {name!r}, expected one of {list(names)}")
-        if not (np.isfinite(weight) and weight >= 0):
-            raise InputError(f"weights[{name!r}]: got {weight}, expected a finite number >= 0")
+        if not (isinstance(weight, Real) and math.isfinite(weight) and weight >= 0):
+            raise InputError(f"weights[{name!r}]: got {weight!r}, expected a finite number >= 0")
         result[names.index(name)] = weight
     if not result.any():
         raise InputError("weights: all are zero, so every advantage would be 0; give a component a weight")

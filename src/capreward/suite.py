@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import os
 import threading
@@ -32,11 +33,12 @@ class RewardSuite:
     Args:
         components: by the name that tables, weights and gates use.
         weights: by name, finite and >= 0; a component that is not named weighs 1. They act after normalisation.
-        gates: change a component's scores before normalisation, in this order.
+        gates: change a component's scores before normalisation: those that read no other component first, then the others,
+            both in this order.
         max_length: captions longer than this score 0 on every component, and no judge is asked about them.
         count: how `max_length` is counted: words by default, `components.length.tokens(tokenizer)` for the policy's tokens.
         max_missing: largest share of rollouts, in [0, 1], whose score on a component may be missing in one call. Above half
-            a warning is logged in any case.
+            a warning is logged in any case. Components of weight 0 are not counted.
         spare: do not ask a judge about what a gate has already set to 0. Turn it off to collect raw scores for ablations of
             the gates.
 
@@ -59,10 +61,16 @@ class RewardSuite:
         max_missing: float = 1.0,
         spare: bool = True,
     ) -> None:
-        if not components:
-            raise InputError("RewardSuite: got no components, expected at least one")
+        if not isinstance(components, Mapping) or not components:
+            raise InputError(f"components: got {components!r}, expected at least one by its name: {{name: component}}")
+        if not isinstance(gates, Sequence):
+            raise InputError(f"gates: got {gates!r}, expected a list of gates")
         for name, component in components.items():
-            if not isinstance(component, Component):
+            if (
+                isinstance(component, type)
+                or not isinstance(component, Component)
+                or not inspect.iscoroutinefunction(component.score)
+            ):
                 raise InputError(
                     f"component {name!r}: got {component!r}, expected an object with a name and an async method score(rollouts)"
                 )
@@ -75,7 +83,7 @@ class RewardSuite:
         self.weights = weights_of(self.names, weights)
         self.gates = tuple(gates)
         for gate in self.gates:
-            if not isinstance(gate, Gate):
+            if isinstance(gate, type) or not isinstance(gate, Gate):
                 raise InputError(
                     f"gates: got {gate!r}, expected a gate: LengthMask, LinearLengthPenalty, Condition or your own"
                 )
@@ -181,6 +189,8 @@ class RewardSuite:
 
     def _check_missing(self, table: ScoreTable) -> None:
         for name, counts in table.missing_by_reason().items():
+            if not self.weights[self.names.index(name)]:
+                continue
             share = counts.total() / max(len(table), 1)
             reasons = ", ".join(f"{reason}: {count}" for reason, count in counts.most_common())
             message = f"component {name!r}: missing for {counts.total()} of {len(table)} rollouts ({reasons})"
@@ -233,7 +243,7 @@ def _factors(gate: Gate, rollouts: Sequence[Rollout], read: Mapping[str, Float])
 
 
 def _number(score: Score | Missing) -> float:
-    return score.value if isinstance(score, Score) else np.nan
+    return float(score.value) if isinstance(score, Score) else np.nan
 
 
 def _ids(rollouts: Sequence[Rollout]) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from capreward.errors import ComponentError
+from capreward.errors import ComponentError, InputError
 from capreward.missing import Missing
 from capreward.records import Item, Rollout
 from capreward.scoring import Component, Score, score_component
@@ -77,7 +77,7 @@ async def _nothing(component: Component) -> Sequence[Score | Missing]:
 def _score(component: Component, rollouts: Sequence[Rollout]) -> list[Score | Missing]:
     try:
         return run(score_component(component.name, component, rollouts))
-    except ComponentError as error:
+    except (ComponentError, InputError) as error:
         raise AssertionError(str(error)) from error
 
 

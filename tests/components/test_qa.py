@@ -94,9 +94,27 @@ def test_unknown_kind_of_score() -> None:
 
 @given(
     st.sampled_from(["match", "probability"]),
-    st.dictionaries(st.sampled_from(list(REPLIES)), st.tuples(*[st.floats(0, 1)] * 3), min_size=3),
+    st.dictionaries(st.sampled_from(list(REPLIES)), st.tuples(*[st.floats(0.01, 1)] * 3), min_size=3),
 )
 def test_values_lie_in_the_unit_interval(kind: str, replies: dict[str, tuple[float, ...]]) -> None:
-    judge = FakeJudge(lambda request: replies[request.question][: len(request.options)])
-    (result,) = score(QAUtility(judge, score=kind), "A cup.", item=ITEM)
+    def answer(request: Request) -> tuple[float, ...]:
+        weights = replies[request.question][: len(request.options)]
+        return tuple(weight / sum(weights) for weight in weights)
+
+    (result,) = score(QAUtility(FakeJudge(answer), score=kind), "A cup.", item=ITEM)
     assert 0 <= result.value <= 1
+
+
+@pytest.mark.parametrize("reply", [(0.0, 0.0), (1.0, 1.0), (0.5, 0.2)])
+def test_probabilities_that_do_not_add_up_are_no_answer(reply: tuple[float, ...]) -> None:
+    item = Item(id="q", questions=[{"text": "q", "options": ["a", "b"], "answer": 0}])
+    (result,) = score(QAUtility(FakeJudge(lambda _: reply)), "A cup.", item=item)
+    assert isinstance(result, Missing)
+    assert result.reason is Reason.UNPARSEABLE
+
+
+def test_a_tie_is_not_credited_to_the_first_option() -> None:
+    item = Item(id="q", questions=[{"text": "q", "options": ["a", "b"], "answer": 0}])
+    (result,) = score(QAUtility(FakeJudge(lambda _: (0.5, 0.5))), "A cup.", item=item)
+    assert result.value == 0
+    assert result.evidence["answers"][0]["chosen"] is None

@@ -100,7 +100,8 @@ class Condition:
     """The target's score counts only where another component's score is high enough, else it is 0.
 
     GDPO's conditioned reward, ``r_k if r_l >= t else 0`` (arXiv 2601.05242, Eq. 8). Where the other score is Missing, so
-    is the target's. It reads the other score as the gates listed before it left it.
+    is the target's. It reads the other score as gated so far: by the gates that read no component,
+    and by those listed before it.
 
     Args:
         target: name of the component whose scores it gates.

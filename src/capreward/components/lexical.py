@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from capreward.errors import ComponentError, missing_extra
+from capreward.errors import ComponentError, InputError, missing_extra
 from capreward.missing import Missing, Reason
 from capreward.records import Rollout
 from capreward.scoring import Score, scores_empty_as_zero
@@ -36,7 +36,14 @@ class Lexical:
                 import evaluate
             except ImportError as error:
                 raise missing_extra("Lexical", "lexical", error) from error
-            metric = evaluate.load(str(metric))
+            try:
+                metric = evaluate.load(str(metric))
+            except FileNotFoundError as error:
+                raise InputError(
+                    f"Lexical: got metric {str(metric)!r}, expected a metric's name or script ({error})"
+                ) from error
+        if not scale > 0:
+            raise InputError(f"Lexical: got scale={scale}, expected a number > 0")
         self.metric, self.key, self.scale, self.options = metric, key, scale, options
         self.name = key
         self._lock = threading.Lock()  # a metric module collects its inputs in one file

@@ -59,10 +59,11 @@ class QAUtility:
 
 
 def _answer(question: Question, reply: Reply) -> dict[str, Any]:
-    chosen = max(range(len(reply.values)), key=reply.values.__getitem__)
+    best = max(reply.values)
+    chosen = reply.values.index(best) if reply.values.count(best) == 1 else None  # a tie is no answer
     return {
         "question": question.text,
-        "chosen": question.options[chosen],
+        "chosen": None if chosen is None else question.options[chosen],
         "right": chosen == question.answer,
         "probability_of_right": reply.values[question.answer],
     }

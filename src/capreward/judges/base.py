@@ -80,7 +80,7 @@ def require(judge: Judge, component: str, *tasks: Task) -> Judge:
 async def ask_each(judge: Judge, batches: Sequence[Sequence[Request]]) -> list[list[Reply | Missing]]:
     """Puts all requests to the judge in one call and hands the replies back in the same nesting.
 
-    A reply that does not hold one number in [0, 1] for each option comes back as Missing.
+    A reply that does not hold one number in [0, 1] for each option, adding up to 1 for a choice, comes back as Missing.
 
     Raises:
         ComponentError: the judge answered with the wrong number of replies.
@@ -102,6 +102,8 @@ def _complete(request: Request, reply: Reply | Missing) -> Reply | Missing:
         detail = f"{len(reply.values)} answers to {len(request.options)} options"
     elif not all(0.0 <= value <= 1.0 for value in reply.values):
         detail = f"answers outside [0, 1]: {reply.values}"
+    elif request.task is Task.CHOOSE and abs(sum(reply.values) - 1) > 1e-3:
+        detail = f"probabilities that do not add up to 1: {reply.values}"
     else:
         return reply
     return Missing(Reason.UNPARSEABLE, f"{request.task}: {detail}; the judge said {reply.raw[:200]!r}")

@@ -29,7 +29,6 @@ from numpy.typing import NDArray
 from capreward.errors import InputError, missing_extra
 from capreward.judges.base import Reply, Request, Task
 from capreward.missing import Missing
-from capreward.records import WORD
 
 if TYPE_CHECKING:
     from harper import Linter
@@ -107,7 +106,7 @@ class LiteJudge:
 
     def _rate(self, text: str, aspect: str) -> float:
         if aspect == "clarity":
-            return 1.0 - repeated_share(text)
+            return 1.0 - repeated_share(text) if _words(text) else 0.0
         if aspect == "fluency":
             return self.grammar(text)
         if aspect == "coherence":
@@ -171,6 +170,9 @@ def repeated_share(text: str, n: int = 4) -> float:
     grams = Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
     total = sum(grams.values())
     return 1.0 - len(grams) / total if total else 0.0
+
+
+WORD = re.compile(r"\w+(?:['’.-]\w+)*")
 
 
 def _words(text: str) -> list[str]:
