@@ -9,23 +9,10 @@ import pytest
 
 from capreward import LiteJudge, Rollout, ScoreTable
 from capreward.presets import everything
+from capreward.samples import SHOULD_LOSE
 
 WRONG = {("false", "qa"): {"astronaut"}}
 """(kind, component) -> photographs on which the lite judge does not score the kind below the dense caption."""
-
-SHOULD_LOSE = [
-    ("short", "qa"),
-    ("short", "coverage"),
-    ("short", "rubric"),
-    ("overlong", "fluency"),
-    ("false", "qa"),
-    ("false", "precision_vs_facts"),
-    ("telegraphic", "fluency"),
-    ("praise", "qa"),
-    ("praise", "precision_vs_facts"),
-    ("praise", "coverage"),
-    ("praise", "rubric"),
-]
 
 
 @pytest.fixture(scope="module")

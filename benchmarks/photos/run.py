@@ -18,7 +18,7 @@ from common import finish
 
 from capreward import LiteJudge
 from capreward.presets import everything
-from capreward.samples import photos
+from capreward.samples import SHOULD_LOSE, photos
 
 
 def main() -> None:
@@ -51,21 +51,6 @@ def main() -> None:
     ]
     finish(Path(__file__).parent, headline, {"photographs": len(raw), "rows": rows}, quick)
 
-
-SHOULD_LOSE = [
-    ("short", "qa"),
-    ("short", "coverage"),
-    ("short", "rubric"),
-    ("overlong", "fluency"),
-    ("false", "qa"),
-    ("false", "precision_vs_facts"),
-    ("telegraphic", "fluency"),
-    ("praise", "qa"),
-    ("praise", "precision_vs_facts"),
-    ("praise", "coverage"),
-    ("praise", "rubric"),
-]
-"""The axis that each kind of caption was written to lose on."""
 
 if __name__ == "__main__":
     main()

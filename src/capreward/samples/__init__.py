@@ -13,6 +13,21 @@ PHOTOS = Path(__file__).parent / "photos.jsonl"
 IIW = Path(__file__).parent / "iiw.jsonl"
 """100 rows of ImageInWords' IIW-400 data, unchanged: those with a second caption and side-by-side labels."""
 
+SHOULD_LOSE = (
+    ("short", "qa"),
+    ("short", "coverage"),
+    ("short", "rubric"),
+    ("overlong", "fluency"),
+    ("false", "qa"),
+    ("false", "precision_vs_facts"),
+    ("telegraphic", "fluency"),
+    ("praise", "qa"),
+    ("praise", "precision_vs_facts"),
+    ("praise", "coverage"),
+    ("praise", "rubric"),
+)
+"""(kind of the photographs' captions, component that it was written to lose on, by the component's name)."""
+
 
 def photos() -> list[Rollout]:
     """54 rollouts on nine photographs.
