@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from capreward import Component, Item, Missing, Rollout, Score
-from capreward.judges import Reply, Request, Task
+from capreward.judges import Task
+from capreward.judges.fake import FunctionJudge
 
 BARE = Item(id="bare")
 
@@ -22,26 +23,11 @@ def score(component: Component, *captions: str, item: Item = BARE) -> list[Score
     return list(asyncio.run(component.score(rollouts(*captions, item=item))))
 
 
-class FakeJudge:
-    """Answers each request with `answer(request)`, or all of them with one constant.
+class FakeJudge(FunctionJudge):
+    """A `FunctionJudge` called "fake"."""
 
-    A tuple of numbers stands for a reply of these values.
-    """
-
-    name = "fake"
-
-    def __init__(
-        self,
-        answer: Callable[[Request], Reply | Missing | tuple[float, ...]] | Reply | Missing | tuple[float, ...] = (),
-        tasks: Iterable[Task] = Task,
-    ) -> None:
-        self.answer, self.tasks = answer, frozenset(tasks)
-        self.asked: list[Request] = []
-
-    async def ask(self, requests: Sequence[Request]) -> list[Reply | Missing]:
-        self.asked += requests
-        replies = [self.answer(request) if callable(self.answer) else self.answer for request in requests]
-        return [Reply(reply) if isinstance(reply, tuple) else reply for reply in replies]
+    def __init__(self, answer: Any = (), tasks: Iterable[Task] = Task) -> None:
+        super().__init__(answer, tasks=tasks, name="fake")
 
 
 class FakeComponent:

@@ -35,6 +35,7 @@ every_per_group_estimator = pytest.mark.parametrize("estimator", PER_GROUP.value
 
 # Group a, scores less their mean: first component (-1, 1), variance 2; second never varies.
 # Group b:                         first component (-1, 0, 1), variance 1; second (-1, -1, 2), variance 6 / 2 = 3.
+TINY = 1e-300  # as good as no eps: no sum of a deviation and this differs from the deviation
 BY_HAND = [[0, 5], [1, 0], [2, 0], [2, 5], [3, 3]]
 GROUPS = ["a", "b", "b", "a", "b"]
 WEIGHTS = [2, 1]
@@ -49,7 +50,7 @@ def test_dr_grpo_by_hand() -> None:
 def test_grpo_by_hand() -> None:
     # The sums of dr_grpo; variance in a (4 + 4) / 1 = 8, in b (9 + 1 + 16) / 2 = 13.
     exact = [-1 / R2, -3 / R13, -1 / R13, 1 / R2, 4 / R13]
-    assert grpo(BY_HAND, GROUPS, WEIGHTS, eps=0).tolist() == pytest.approx(exact, rel=1e-15)
+    assert grpo(BY_HAND, GROUPS, WEIGHTS, eps=TINY).tolist() == pytest.approx(exact, rel=1e-15)
     damped = [-2 / (2 * R2 + 1), -3 / (R13 + 1), -1 / (R13 + 1), 2 / (2 * R2 + 1), 4 / (R13 + 1)]
     assert grpo(BY_HAND, GROUPS, WEIGHTS, eps=1).tolist() == pytest.approx(damped, rel=1e-15)
 
@@ -57,10 +58,10 @@ def test_grpo_by_hand() -> None:
 def test_gdpo_by_hand() -> None:
     # 2 z_1 + z_2, with z_1 = (-1, 1) / sqrt(2) in a and (-1, 0, 1) in b, z_2 = (-1, -1, 2) / sqrt(3) in b.
     s = [-R2, -2 - 1 / R3, -1 / R3, R2, 2 + 2 / R3]
-    assert gdpo(BY_HAND, GROUPS, WEIGHTS, eps=0, whiten=False).tolist() == pytest.approx(s, rel=1e-15)
+    assert gdpo(BY_HAND, GROUPS, WEIGHTS, eps=TINY, whiten=False).tolist() == pytest.approx(s, rel=1e-15)
     # The squares of s add up to 14 + 4 sqrt(3); over 5 - 1 rollouts the variance is 3.5 + sqrt(3).
     whitened = [x / math.sqrt(3.5 + R3) for x in s]
-    assert gdpo(BY_HAND, GROUPS, WEIGHTS, eps=0).tolist() == pytest.approx(whitened, rel=1e-14)
+    assert gdpo(BY_HAND, GROUPS, WEIGHTS, eps=TINY).tolist() == pytest.approx(whitened, rel=1e-14)
     # eps = 1 makes the deviations sqrt(2) + 1; 1 + 1 and sqrt(3) + 1.
     damped = [-2 / (R2 + 1), -1 - 1 / (R3 + 1), -1 / (R3 + 1), 2 / (R2 + 1), 1 + 2 / (R3 + 1)]
     assert gdpo(BY_HAND, GROUPS, WEIGHTS, eps=1, whiten=False).tolist() == pytest.approx(damped, rel=1e-15)
@@ -74,10 +75,15 @@ def test_missing_by_hand() -> None:
     values = [[1, NAN], [3, 0], [NAN, 2], [NAN, NAN]]
     groups = [7, 7, 7, 7]
     assert dr_grpo(values, groups).tolist() == [-1, 0, 1, 0]
-    assert grpo(values, groups, eps=0).tolist() == [-1, 0, 1, 0]  # deviation sqrt((1 + 0 + 1) / 2), over three rollouts
+    assert grpo(values, groups, eps=TINY).tolist() == [
+        -1,
+        0,
+        1,
+        0,
+    ]  # deviation sqrt((1 + 0 + 1) / 2), over three rollouts
     s = [-1 / R2, 0, 1 / R2, 0]
-    assert gdpo(values, groups, eps=0, whiten=False).tolist() == pytest.approx(s, rel=1e-15)
-    assert gdpo(values, groups, eps=0).tolist() == pytest.approx([-1, 0, 1, 0], rel=1e-15)  # again over three
+    assert gdpo(values, groups, eps=TINY, whiten=False).tolist() == pytest.approx(s, rel=1e-15)
+    assert gdpo(values, groups, eps=TINY).tolist() == pytest.approx([-1, 0, 1, 0], rel=1e-15)  # again over three
 
 
 def test_weights_default_to_one_each_and_estimators_have_names() -> None:
@@ -97,7 +103,8 @@ def slow(
     """Every estimator in loops. `statistics` computes means of floats exactly, so a group that does not vary gives 0."""
     s = [0.0] * len(values)
     members = {group: [i for i, other in enumerate(groups) if other == group] for group in groups}
-    scored = [i for i, row in enumerate(values) if not all(math.isnan(x) for x in row)]
+    counted = [k for k, weight in enumerate(weights) if weight]
+    scored = [i for i, row in enumerate(values) if not all(math.isnan(row[k]) for k in counted)]
     for rows in members.values():
         for k, weight in enumerate(weights):
             present = {i: values[i][k] for i in rows if not math.isnan(values[i][k])}
@@ -171,7 +178,7 @@ def test_equals_the_slow_implementation(method: str, batch: Batch, eps: float) -
 @given(
     seed=st.integers(0, 2**32 - 1),
     sizes=st.lists(st.integers(1, 20), min_size=1, max_size=8),
-    eps=st.sampled_from([0.0, 1e-8]),
+    eps=st.sampled_from([TINY, 1e-8]),
 )
 def test_equals_the_slow_implementation_to_the_last_digits(
     method: str, seed: int, sizes: list[int], eps: float
@@ -279,8 +286,8 @@ def test_a_component_with_one_score_in_its_group_adds_nothing(estimator: Any) ->
     assert none[:8].all()
 
 
-@pytest.mark.parametrize("eps", [0.0, 1e-6])
-def test_eps_zero_divides_nothing_by_zero(eps: float) -> None:
+@pytest.mark.parametrize("eps", [TINY, 1e-6])
+def test_a_tiny_eps_divides_nothing_by_zero(eps: float) -> None:
     values = [[0.1], [0.1], [0.1], [0.3], [0.5], [0.4]]
     for estimator in (grpo, gdpo, unwhitened):
         result = estimator(values, [0, 0, 0, 1, 1, 2], eps=eps)
@@ -301,6 +308,14 @@ def batches_and_a_cell(draw: st.DrawFn) -> tuple[Batch, np.ndarray, list[int]]:
     values = batch.values.copy()
     values[row, column] = NAN
     return batch, values, [i for i, group in enumerate(batch.groups) if group != batch.groups[row]]
+
+
+@every_estimator
+@given(batch=batches())
+def test_a_weight_of_zero_is_as_good_as_no_component(estimator: Any, batch: Batch) -> None:
+    column = np.linspace(0, 1, len(batch.values))[:, None]
+    more = estimator(np.hstack([batch.values, column]), batch.groups, [*batch.weights, 0.0])
+    np.testing.assert_array_equal(more, batch.run(estimator))
 
 
 @every_per_group_estimator
@@ -390,7 +405,7 @@ def test_advantages_of_a_group_add_up_to_zero(estimator: Any, batch: Batch) -> N
 @given(batch=batches())
 def test_whitened_gdpo_has_the_deviation_it_should(batch: Batch) -> None:
     """std / (std + eps), so 1 in practice, over the rollouts that have a score."""
-    scored = ~np.isnan(batch.values).all(axis=1)
+    scored = ~np.isnan(batch.values[:, np.asarray(batch.weights) != 0]).all(axis=1)
     assume(np.count_nonzero(scored) > 1)
     std = np.std(batch.run(unwhitened)[scored], ddof=1)
     assert np.std(batch.run(gdpo)[scored], ddof=1) == pytest.approx(std / (std + 1e-4), abs=1e-7)
@@ -497,10 +512,10 @@ def test_refused(estimator: Any, values: Any, groups: Any, weights: Any, message
         estimator(values, groups, weights)
 
 
-@pytest.mark.parametrize("eps", [-1e-9, NAN, math.inf])
+@pytest.mark.parametrize("eps", [0.0, -1e-9, NAN, math.inf])
 @pytest.mark.parametrize("estimator", [grpo, gdpo, unwhitened])
 def test_refused_eps(estimator: Any, eps: float) -> None:
-    with pytest.raises(ValueError, match=r"eps: got .*, expected a finite number >= 0"):
+    with pytest.raises(ValueError, match=r"eps: got .*, expected a finite number > 0"):
         estimator([[1.0], [2.0]], [0, 0], eps=eps)
 
 

@@ -18,6 +18,7 @@ NAMES = [
     "Fluency",
     "Gate",
     "Item",
+    "Judge",
     "LengthMask",
     "Lexical",
     "LinearLengthPenalty",
@@ -27,11 +28,15 @@ NAMES = [
     "QAUtility",
     "Question",
     "Reason",
+    "Reply",
+    "Request",
     "RewardSuite",
     "Rollout",
     "RubricJudge",
     "Score",
     "ScoreTable",
+    "Task",
+    "Usage",
     "dr_grpo",
     "gdpo",
     "grpo",
@@ -62,8 +67,8 @@ def test_each_is_importable_and_documented(name: str) -> None:
 
 
 def test_unknown_name() -> None:
-    with pytest.raises(AttributeError, match="module 'capreward' has no attribute 'Judge'"):
-        capreward.Judge  # noqa: B018
+    with pytest.raises(AttributeError, match="module 'capreward' has no attribute 'Judgement'"):
+        capreward.Judgement  # noqa: B018
 
 
 def in_process(code: str) -> str:

@@ -15,9 +15,10 @@ ROOT = Path(capreward.__file__).parent
 
 LAYERS = [
     {"errors", "missing", "advantage"},
-    {"records"},
+    {"records", "prompts"},
     {"scoring", "data", "judges.base"},
-    {"judges", "judges.lite", *(f"components.{n}" for n in ("qa", "rubric", "claims", "fluency", "length", "lexical"))},
+    {"judges", "judges.lite", "judges.fake"}
+    | {f"components.{name}" for name in ("qa", "rubric", "claims", "fluency", "length", "lexical")},
     {"components"},
     {"suite"},
     {"presets", "samples"},

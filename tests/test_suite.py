@@ -53,7 +53,7 @@ class TestFlow:
         assert table.weights.tolist() == [2, 0.5]
         # normalised, each component is -1/sqrt 2 and 1/sqrt 2, whatever its scale: only the weights tell them apart
         z = 2.5 / np.sqrt(2)
-        np.testing.assert_allclose(table.advantages("gdpo", eps=0, whiten=False), [-z, z])
+        np.testing.assert_allclose(table.advantages("gdpo", eps=1e-300, whiten=False), [-z, z])
         # not normalised, the gated scores count, each by its weight
         np.testing.assert_allclose(table.advantages("dr_grpo"), [-0.8, 0.8])
         assert table.gated == {(0, 0): "fake gate"}
@@ -371,6 +371,10 @@ class TestConstruction:
         with pytest.raises(InputError, match="gates: got "):
             RewardSuite({"a": FakeComponent(1.0)}, gates=gates)
 
+    def test_refuses_weights_without_names(self) -> None:
+        with pytest.raises(InputError, match=r"weights: got \[1\], expected numbers by component"):
+            RewardSuite({"a": FakeComponent(1.0)}, weights=[1])  # type: ignore[arg-type]
+
     def test_refuses_a_weight_that_is_no_number(self) -> None:
         with pytest.raises(InputError, match=r"weights\['a'\]: got '1', expected a finite number"):
             RewardSuite({"a": FakeComponent(1.0)}, weights={"a": "1"})  # type: ignore[dict-item]
@@ -387,6 +391,15 @@ class TestRollouts:
     def test_none(self) -> None:
         with pytest.raises(InputError, match="rollouts: got none"):
             self.SUITE.score([])
+
+    @pytest.mark.parametrize("batch", [["A cup."], [{"caption": "A cup."}], rollouts("A cup.")[0]])
+    def test_what_are_no_rollouts(self, batch: Any) -> None:
+        with pytest.raises(InputError, match="rollouts: got "):
+            self.SUITE.score(batch)
+
+    def test_metadata_may_hold_anything(self) -> None:
+        first, second = (Item(id="cup", metadata={"array": np.zeros(2)}) for _ in range(2))
+        assert len(self.SUITE.score([*rollouts("a", item=first), *rollouts("b", item=second)])) == 2
 
     def test_an_id_twice(self) -> None:
         item = Item(id="cup")

@@ -25,6 +25,7 @@ _HOME = {
         "RubricJudge",
     ),
     "capreward.data": ("read_items", "read_rollouts"),
+    "capreward.judges.base": ("Judge", "Reply", "Request", "Task", "Usage"),
     "capreward.judges.lite": ("LiteJudge",),
     "capreward.missing": ("Missing", "Reason"),
     "capreward.records": ("Criterion", "Fact", "Item", "Question", "Rollout"),

@@ -32,6 +32,11 @@ from capreward.components import (
 )
 from capreward.data import read_items as read_items
 from capreward.data import read_rollouts as read_rollouts
+from capreward.judges.base import Judge as Judge
+from capreward.judges.base import Reply as Reply
+from capreward.judges.base import Request as Request
+from capreward.judges.base import Task as Task
+from capreward.judges.base import Usage as Usage
 from capreward.judges.lite import LiteJudge as LiteJudge
 from capreward.missing import Missing as Missing
 from capreward.missing import Reason as Reason

@@ -91,7 +91,7 @@ def gdpo(values: Any, groups: Any, weights: ArrayLike | None = None, *, eps: flo
         _over(centred, batch.std(centred, present), eps, batch.groups) for centred, present in batch.centred()
     )
     if whiten:
-        s /= batch.std_over_batch(s) + eps or 1.0
+        s /= batch.std_over_batch(s) + eps
     return batch.give_back(s)
 
 
@@ -116,7 +116,7 @@ def varies(values: Any, groups: Any) -> NDArray[np.bool_]:
 class _Batch:
     """One call's input, checked, rows sorted so that each group is one run (rows of a group keep their order)."""
 
-    def __init__(self, values: Any, groups: Any, weights: ArrayLike | None = None, eps: float = 0.0) -> None:
+    def __init__(self, values: Any, groups: Any, weights: ArrayLike | None = None, eps: float = 1e-4) -> None:
         self.given = values
         self.values: Float = _to_numpy(values)
         if self.values.ndim != 2:
@@ -132,11 +132,14 @@ class _Batch:
             raise ValueError(
                 f"values[{row}, {column}]: got {self.values[row, column]}, expected a finite score, or NaN where missing"
             )
-        if not (math.isfinite(eps) and eps >= 0):
-            raise ValueError(f"eps: got {eps}, expected a finite number >= 0")
+        if not (math.isfinite(eps) and eps > 0):
+            raise ValueError(
+                f"eps: got {eps}, expected a finite number > 0: without it, rounding noise would be scaled up"
+            )
         self.weights = check_weights(weights, k)
         self.groups = _Groups.of(ids)
-        self.scored = self.groups.gather(np.asarray(~np.isnan(self.values).all(axis=1)))
+        counted = self.values[:, self.weights != 0]  # a component of weight 0 is as if it were not there
+        self.scored = self.groups.gather(np.asarray(~np.isnan(counted).all(axis=1)))
         """Rollouts with at least one score, [B]."""
 
     def centred(self) -> Iterator[tuple[Float, NDArray[np.bool_]]]:
@@ -179,10 +182,8 @@ class _Batch:
 
 
 def _over(rows: Float, std: Float, eps: float, groups: _Groups) -> Float:
-    """rows / (their group's std + eps); a group without deviation has only zeros and keeps them, also at eps = 0."""
-    scale = std + eps
-    scale[scale == 0] = 1.0
-    return np.asarray(rows / groups.spread(scale))
+    """rows / (their group's std + eps)."""
+    return np.asarray(rows / groups.spread(std + eps))
 
 
 @dataclass(frozen=True)
@@ -249,4 +250,6 @@ def _to_numpy(x: Any, *, floating: bool = True) -> NDArray[Any]:
     if _is_torch(x):
         x = x.detach().cpu()
         x = (x.double() if floating else x).numpy()
+    if isinstance(x, np.ma.MaskedArray):
+        x = np.where(np.ma.getmaskarray(x), np.nan, np.ma.getdata(x))
     return np.asarray(x, dtype=np.float64 if floating else None)

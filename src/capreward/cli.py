@@ -105,22 +105,23 @@ def _score(arguments: argparse.Namespace) -> None:
     from capreward import report
     from capreward.judges.lite import LiteJudge
 
+    console = report.make_console()  # a missing extra should show before anything is scored
     with _status("loading the lite judge"):
         judge = LiteJudge()
     suite = PRESETS[arguments.suite](
         judge, weights=weights, max_length=arguments.max_length, max_missing=arguments.max_missing
     )
     table = suite.score(rollouts)
-    report.print_scores(table)
-    if arguments.by:
-        report.print_means(table, rollouts, arguments.by)
-    if arguments.out:
-        picture = report.figure(table)
+    if arguments.out:  # first of all: what has been paid for must not be lost to a failing table or figure
         arguments.out.mkdir(parents=True, exist_ok=True)
-        with _replacing(arguments.out / "scores.png") as path:
-            picture.savefig(path, dpi=130, format="png")
         with _replacing(arguments.out / "scores.jsonl") as path, path.open("w", encoding="utf-8") as lines:
             lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in _rows(table, rollouts))
+    report.print_scores(table, console)
+    if arguments.by:
+        report.print_means(table, rollouts, arguments.by, console)
+    if arguments.out:
+        with _replacing(arguments.out / "scores.png") as path:
+            report.figure(table).savefig(path, dpi=130, format="png")
         print(f"wrote {arguments.out / 'scores.jsonl'} and {arguments.out / 'scores.png'}")
 
 

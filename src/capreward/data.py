@@ -83,7 +83,7 @@ class _Reader:
                 f"{place}: item {item.id!r}: image: got {str(item.image)!r}, expected the path of a file that exists"
             )
         known = self.items.get(item.id)
-        if known is not None and (new or known != item):
+        if known is not None and (new or not known.same_as(item)):
             taken = self.places.get(item.id, "the items given")
             raise InputError(f"{place}: item id {item.id!r} is taken by {taken}; ids have to be unique")
         self.places.setdefault(item.id, place)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import re
+import unicodedata
+from numbers import Integral
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,15 +23,28 @@ from pydantic import (
 
 from capreward.errors import InputError
 
-BETWEEN_WORDS = re.compile(r"[\s–—;，、。；]+|--+|(?<!\d),|,(?!\d)")
+WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+|(?<=\d)[.,]\d+)*")
+LONGEST_WORD = 30
+
+
+def words(text: str) -> list[str]:
+    """The words of a text: runs of letters and digits of any script, with the apostrophes and decimal points inside them.
+
+    Hyphens, dots, underscores and invisible characters separate words, and a run of over 30 letters counts as several, so
+    that a policy cannot make a long caption count as a short one. Languages written without spaces come out as
+    one word a phrase; count tokens there (`components.length.tokens`).
+    """
+    if not text.isascii():  # accents and vowel signs of their own belong to the letter before them
+        joining = ("Mn", "Mc", "Me")
+        text = "".join(c for c in text if c not in "\u200c\u200d" and unicodedata.category(c) not in joining)
+    return [
+        word[start : start + LONGEST_WORD] for word in WORD.findall(text) for start in range(0, len(word), LONGEST_WORD)
+    ]
 
 
 def count_words(text: str) -> int:
-    """Number of words: what lies between spaces, dashes and commas and holds a letter or digit of any script.
-
-    Languages written without spaces come out as one word a phrase; count tokens there (`components.length.tokens`).
-    """
-    return sum(any(character.isalnum() for character in part) for part in BETWEEN_WORDS.split(text))
+    """Number of `words`."""
+    return len(words(text))
 
 
 class Record(BaseModel):
@@ -45,7 +60,11 @@ class Record(BaseModel):
 
 
 # numpy's strings drop trailing NULs, so two groups could become one
-Id = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]+$", coerce_numbers_to_str=True)]
+Id = Annotated[
+    str,
+    StringConstraints(min_length=1, pattern=r"^[^\x00]*$"),
+    BeforeValidator(lambda value: str(value) if isinstance(value, Integral) else value),
+]
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
@@ -107,6 +126,11 @@ class Item(Record):
     questions: tuple[Question, ...] = ()
     rubric: tuple[Criterion, ...] = ()
     metadata: dict[str, Any] = Field(default_factory=dict)
+
+    def same_as(self, other: Item) -> bool:
+        """Whether both say the same of the image; metadata, which may hold anything, is not compared."""
+        fields = (name for name in Item.model_fields if name != "metadata")
+        return self is other or all(getattr(self, name) == getattr(other, name) for name in fields)
 
     @field_serializer("image", when_used="json")
     def _image_as_text(self, image: Path | bytes | None) -> str | None:

@@ -28,7 +28,7 @@ def print_scores(table: ScoreTable, console: Console | None = None, *, rows: int
     `*` marks a score that a gate changed, a dash one that is missing. Below, by component: means, gates, what is missing and
     why, and the share of groups in which it varies.
     """
-    console = console or _console()
+    console = console or make_console()
     grpo, gdpo, total = table.advantages("grpo"), table.advantages("gdpo"), table.total()
     lines = _table(
         f"{len(table)} rollouts in {len(set(table.groups))} groups", "rollout", *table.names, "total", "GRPO", "GDPO"
@@ -68,7 +68,7 @@ def print_components(table: ScoreTable, console: Console | None = None) -> None:
             f"{row['varies']:.0%} of groups",
             reasons,
         )
-    (console or _console()).print(lines)
+    (console or make_console()).print(lines)
 
 
 def print_means(table: ScoreTable, rollouts: Sequence[Rollout], key: str, console: Console | None = None) -> None:
@@ -82,7 +82,7 @@ def print_means(table: ScoreTable, rollouts: Sequence[Rollout], key: str, consol
         ]
         signed = [f"{mean:+.2f}" for mean in means[-2:]]
         lines.add_row(_plain(value), str(len(rows)), *(_number(mean) for mean in means[:-2]), *signed)
-    (console or _console()).print(lines)
+    (console or make_console()).print(lines)
 
 
 def rows_by(rollouts: Sequence[Rollout], key: str) -> dict[str, list[int]]:
@@ -162,7 +162,12 @@ def _plain(text: str) -> Text:
     return Text(text.encode("utf-8", "replace").decode())
 
 
-def _console() -> Console:
+def make_console() -> Console:
+    """A console as wide as the terminal, or 120 columns where there is none.
+
+    Raises:
+        MissingExtraError: rich is not installed.
+    """
     try:
         from rich.console import Console
     except ImportError as error:

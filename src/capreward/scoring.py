@@ -53,7 +53,8 @@ class Gate(Protocol):
     target: str
     """Name of the component whose scores it changes."""
     reads: tuple[str, ...]
-    """Components whose scores it needs. With none, it runs before any judge, and what it sets to 0 is not asked."""
+    """Components whose scores it needs. With none, it runs before any judge, and what it decides
+    (a factor of 0, or a missing one) is not asked."""
 
     def factors(self, rollouts: Sequence[Rollout], values: Mapping[str, Float]) -> Sequence[Score | Missing]:
         """One factor a rollout, in the same order.
@@ -194,6 +195,7 @@ class ScoreTable:
 
         Raises:
             InputError: an unknown estimator or component, or weights that are all zero.
+            ValueError, TypeError: options that the estimator refuses or does not have.
         """
         if isinstance(estimator, str):
             if estimator not in advantage.ESTIMATORS:
@@ -265,6 +267,8 @@ def weights_of(names: Sequence[str], weights: Mapping[str, float] | None, defaul
     Raises:
         InputError: a name that is no component, a weight that is not a finite number >= 0, or all of them zero.
     """
+    if weights is not None and not isinstance(weights, Mapping):
+        raise InputError(f"weights: got {weights!r}, expected numbers by component: {{name: weight}}")
     result = np.ones(len(names)) if default is None else default.copy()
     for name, weight in (weights or {}).items():
         if name not in names:

@@ -24,7 +24,7 @@ T = TypeVar("T")
 log = logging.getLogger("capreward")
 
 CHUNK = 64
-"""Rollouts that a component is handed at a time while a progress bar shows; all at once without one."""
+"""Rollouts that a component is handed in one call where there is a progress bar to move; calls run side by side."""
 
 
 class RewardSuite:
@@ -39,8 +39,8 @@ class RewardSuite:
         count: how `max_length` is counted: words by default, `components.length.tokens(tokenizer)` for the policy's tokens.
         max_missing: largest share of rollouts, in [0, 1], whose score on a component may be missing in one call. Above half
             a warning is logged in any case. Components of weight 0 are not counted.
-        spare: do not ask a judge about what a gate has already set to 0. Turn it off to collect raw scores for ablations of
-            the gates.
+        spare: do not ask a judge about what a gate has already set to 0 or to Missing. Turn it off to collect
+            raw scores for ablations of the gates.
 
     Raises:
         InputError: unknown component names in `weights` or `gates`, weights that are all zero, numbers out of range.
@@ -110,6 +110,8 @@ class RewardSuite:
 
     async def ascore(self, rollouts: Sequence[Rollout], *, progress: bool = False) -> ScoreTable:
         """`score`, to be awaited."""
+        if isinstance(rollouts, Rollout):
+            raise InputError("rollouts: got a single Rollout, expected a list of them")
         rollouts = list(rollouts)
         ids = _ids(rollouts)
         decided = [self._decided(rollout) for rollout in rollouts]
@@ -157,26 +159,21 @@ class RewardSuite:
         self, rollouts: list[Rollout], settled: Mapping[str, list[Score | Missing | None]], progress: bool
     ) -> dict[str, list[Score | Missing]]:
         """Every component's scores; the components run side by side."""
-        size = CHUNK if progress else max(len(rollouts), 1)
         with _bar(len(rollouts) * len(self.names), shown=progress) as advance:
+            size = CHUNK if advance else len(rollouts)
 
             async def ask(name: str) -> list[Score | Missing]:
-                scores: list[Score | Missing] = []
-                for start in range(0, len(rollouts), size):
-                    chunk = slice(start, start + size)
-                    part = await score_component(name, self.components[name], rollouts[chunk], settled[name][chunk])
-                    advance(len(part))
-                    scores += part
-                return scores
+                starts = range(0, len(rollouts), size)
+                parts = await _together([ask_chunk(name, slice(start, start + size)) for start in starts])
+                return [score for part in parts for score in part]
 
-            tasks = [asyncio.ensure_future(ask(name)) for name in self.names]
-            try:
-                columns = await asyncio.gather(*tasks)
-            except BaseException:
-                for task in tasks:  # gather leaves the others running, and their judges spending
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
-                raise
+            async def ask_chunk(name: str, chunk: slice) -> list[Score | Missing]:
+                part = await score_component(name, self.components[name], rollouts[chunk], settled[name][chunk])
+                if advance:
+                    advance(len(part))
+                return part
+
+            columns = await _together([ask(name) for name in self.names])
         return dict(zip(self.names, columns, strict=True))
 
     def _decided(self, rollout: Rollout) -> Score | None:
@@ -199,8 +196,9 @@ class RewardSuite:
                     f"{message}, more than max_missing={self.max_missing:g} allows; repair the cause, drop the component, "
                     "or raise max_missing"
                 )
-            if share > 0.5:
-                log.warning("%s; advantages rest on the other components there", message)
+            if counts:
+                level = logging.WARNING if share > 0.5 else logging.INFO
+                log.log(level, "%s; advantages rest on the other components there", message)
 
 
 def _apply(
@@ -231,6 +229,18 @@ def _apply(
             gated[row] = factor.why
 
 
+async def _together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """asyncio.gather, but when one fails the others stop: their judges would go on spending."""
+    tasks = [asyncio.ensure_future(each) for each in work]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
+
+
 def _factors(gate: Gate, rollouts: Sequence[Rollout], read: Mapping[str, Float]) -> list[Score | Missing]:
     name = f"gate {type(gate).__name__}({gate.target!r})"
     try:
@@ -254,11 +264,15 @@ def _ids(rollouts: Sequence[Rollout]) -> tuple[str, ...]:
     """
     if not rollouts:
         raise InputError("rollouts: got none, expected at least one")
+    if strange := [rollout for rollout in rollouts if not isinstance(rollout, Rollout)]:
+        raise InputError(
+            f"rollouts: got {strange[0]!r}, expected capreward.Rollout objects (or read_rollouts for rows)"
+        )
     items = {rollout.item.id: rollout.item for rollout in rollouts}
     ids: dict[str, int] = {}
     places: dict[str, int] = {}
     for row, rollout in enumerate(rollouts):
-        if rollout.item is not items[rollout.item.id] and rollout.item != items[rollout.item.id]:
+        if not rollout.item.same_as(items[rollout.item.id]):
             raise InputError(
                 f"rollouts: two different items have the id {rollout.item.id!r}; item ids have to be unique"
             )
@@ -273,14 +287,14 @@ def _ids(rollouts: Sequence[Rollout]) -> tuple[str, ...]:
 
 
 @contextmanager
-def _bar(total: int, *, shown: bool) -> Iterator[Callable[[int], object]]:
-    """A progress bar that appears after two seconds; its `update`."""
+def _bar(total: int, *, shown: bool) -> Iterator[Callable[[int], object] | None]:
+    """A progress bar that appears after two seconds; its `update`, or None without a bar."""
     try:
         from tqdm.auto import tqdm
     except ImportError:  # a convenience of the extras: scoring works without it
         shown = False
     if not shown:
-        yield lambda _: None
+        yield None
         return
     with tqdm(total=total, desc="scoring", unit="score", delay=2) as bar:
         yield bar.update

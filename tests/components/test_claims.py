@@ -52,8 +52,8 @@ class TestCoverage:
         ("replies", "value", "why"),
         [
             ((1.0, 0.0), 0.5, "1 of 2 units covered"),
-            ((0.9, 0.5), 0.7, "2 of 2 units covered"),
-            ((0.4, 0.2), 0.3, "0 of 2 units covered"),
+            ((0.9, 0.5), 0.7, "1.4 of 2 units covered"),
+            ((0.4, 0.2), 0.3, "0.6 of 2 units covered"),
         ],
     )
     def test_mean_probability_of_the_units(self, replies: tuple[float, ...], value: float, why: str) -> None:
@@ -170,6 +170,13 @@ class TestPrecision:
         (result,) = score(Precision(ReadingJudge()), caption, item=self.FACTS)
         assert result.value == pytest.approx(value)
         assert result.why == why
+
+    @pytest.mark.parametrize("order", [1, -1])
+    def test_of_facts_that_are_equally_meant_the_one_against_the_caption_counts(self, order: int) -> None:
+        facts = [{"text": "The cup is white."}, {"text": "The table is blue.", "true": False}][::order]
+        judge = FakeJudge(lambda request: Reply(texts=("It.",)) if request.task is Task.EXTRACT else (1.0, 1.0))
+        (result,) = score(Precision(judge), "A white cup on a blue table.", item=Item(id="cup", facts=facts))
+        assert result.value == 0
 
     def test_evidence_is_each_statements_verdict(self) -> None:
         (result,) = score(Precision(ReadingJudge()), "A cup. A dog. It is quiet. A cat.", item=self.FACTS)

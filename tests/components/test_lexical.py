@@ -8,7 +8,7 @@ from fakes import rollouts, score
 from rouge_score import rouge_scorer
 
 from capreward import Item, Lexical, Missing, Reason, RewardSuite, Rollout, Score
-from capreward.errors import ComponentError
+from capreward.errors import ComponentError, InputError
 
 SCRIPT = Path(__file__).parents[1] / "metrics" / "rouge_l" / "rouge_l.py"
 ITEM = Item(id="cup", references=["a white cup stands here", "one cup"])
@@ -56,6 +56,28 @@ def test_options_reach_the_metric(rouge_l: Lexical) -> None:
     stemming = Lexical(SCRIPT, "rougeL", use_stemmer=True)
     item = Item(id="cup", references=["cup"])
     assert [score(component, "cups", item=item)[0].value for component in (rouge_l, stemming)] == [0, 1]
+
+
+@pytest.mark.parametrize("scale", [0, -1])
+def test_scale_is_positive(scale: float) -> None:
+    with pytest.raises(InputError, match=r"got scale=.*, expected a number > 0"):
+        Lexical(FakeMetric(bleu=1.0), "bleu", scale=scale)
+
+
+def test_script_that_does_not_exist() -> None:
+    with pytest.raises(InputError, match=r"got metric 'no/such/metric.py'"):
+        Lexical("no/such/metric.py", "bleu")
+
+
+@pytest.mark.parametrize(("result", "value"), [(100.00000000000004, 1.0), ([35.0], 0.35)])
+def test_results_as_metrics_give_them(result: Any, value: float) -> None:
+    assert score(Lexical(FakeMetric(bleu=result), "bleu", scale=100), "A cup.", item=ITEM)[0].value == value
+
+
+def test_metric_of_one_reference_gets_the_first() -> None:
+    metric = FakeMetric(wer=0.5)
+    score(Lexical(metric, "wer", several=False), "A cup.", item=ITEM)
+    assert metric.computed[0]["references"] == [ITEM.references[0]]
 
 
 def test_loaded_module_gets_one_caption_and_its_references_at_a_time() -> None:

@@ -57,14 +57,10 @@ def test_no_questions() -> None:
     assert judge.asked == []
 
 
-def test_unanswered_questions_are_left_out() -> None:
+def test_an_unanswered_question_makes_the_score_missing() -> None:
+    """Leaving it out would compare the rollouts of a group on different questions."""
     judge = FakeJudge(lambda request: REFUSED if request.question == "Where?" else REPLIES[request.question])
-    (result,) = score(QAUtility(judge), "A cup.", item=ITEM)
-    assert (result.value, result.why) == (1.0, "2 of 2 right, 1 unanswered")
-
-
-def test_no_answer_at_all() -> None:
-    assert score(QAUtility(FakeJudge(REFUSED)), "A cup.", item=ITEM) == [REFUSED]
+    assert score(QAUtility(judge), "A cup.", item=ITEM) == [REFUSED]
 
 
 @pytest.mark.parametrize("values", [(), (1.0,), (0.5, 1.5, -1.0, 0.0), (float("nan"),) * 3, (2.0, 0.0)])

@@ -1,16 +1,18 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from fakes import FakeJudge
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capreward import LiteJudge, Missing, Reason
+from capreward import LiteJudge, Missing, Reason, prompts
 from capreward.errors import ComponentError, InputError
-from capreward.judges import Judge, Reply, Request, Task
+from capreward.judges import Judge, Reply, Request, Sampling, Task
 from capreward.judges.base import ask_each, require
 
 DOWN = Missing(Reason.SERVER, "server is down")
@@ -34,8 +36,51 @@ class TestRequire:
             "Mine: judge 'fake' cannot support, extract, only choose, rate; give it a judge that can"
         )
 
+    @pytest.mark.parametrize("judge", [None, FakeJudge, "gpt"])
+    def test_refuses_what_is_no_judge(self, judge: object) -> None:
+        with pytest.raises(InputError, match=r"Mine: got judge .*, expected a judge"):
+            require(judge, "Mine", Task.RATE)  # type: ignore[arg-type]
+
+
+class TestRequestKey:
+    BASE = Request(Task.CHOOSE, "A cup.", ("a", "b"), "Which?")
+
+    @pytest.mark.parametrize(
+        "other",
+        [
+            Request(Task.SUPPORT, "A cup.", ("a", "b"), "Which?"),
+            Request(Task.CHOOSE, "A dog.", ("a", "b"), "Which?"),
+            Request(Task.CHOOSE, "A cup.", ("b", "a"), "Which?"),
+            Request(Task.CHOOSE, "A cup.", ("a", "b"), "What?"),
+            Request(Task.CHOOSE, "A cup.", ("a", "b"), "Which?", images=(b"image",)),
+            Request(Task.CHOOSE, "A cup.", ("a", "b"), "Which?", sampling=Sampling(temperature=0.6)),
+            Request(Task.CHOOSE, "A cup.", ("a", "b"), "Which?", sampling=Sampling(seed=1)),
+        ],
+    )
+    def test_every_field_counts(self, other: Request) -> None:
+        assert other.key("judge") != self.BASE.key("judge")
+
+    def test_the_judge_and_the_prompt_count(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        before = self.BASE.key("judge")
+        assert before == Request(Task.CHOOSE, "A cup.", ("a", "b"), "Which?").key("judge")
+        assert before != self.BASE.key("another")
+        changed = dataclasses.replace(prompts.load("choose"), hash="changed")
+        monkeypatch.setattr(prompts, "load", lambda _: changed)
+        assert before != self.BASE.key("judge")
+
+    def test_an_image_counts_by_its_content(self, tmp_path: Path) -> None:
+        (tmp_path / "a.png").write_bytes(b"image")
+        by_path = Request(Task.VERIFY, "", ("a",), images=(tmp_path / "a.png",))
+        assert by_path.key("judge") == Request(Task.VERIFY, "", ("a",), images=(b"image",)).key("judge")
+
 
 class TestAskEach:
+    def test_asks_equal_requests_once(self) -> None:
+        judge = FakeJudge(lambda request: Reply(raw=request.context))
+        replies = asyncio.run(ask_each(judge, [[request("a"), request("b")], [request("a")]]))
+        assert [r.context for r in judge.asked] == ["a", "b"]
+        assert replies == [[Reply(raw="a"), Reply(raw="b")], [Reply(raw="a")]]
+
     @given(st.lists(st.integers(0, 3)))
     def test_hands_replies_back_in_the_same_nesting(self, sizes: list[int]) -> None:
         judge = FakeJudge(lambda request: Reply(raw=request.context))

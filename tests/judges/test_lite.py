@@ -23,8 +23,9 @@ def rate(judge: LiteJudge, text: str) -> dict[str, float]:
     return dict(zip(ASPECTS, reply.values, strict=True))
 
 
-def test_can_do_every_task(lite: LiteJudge) -> None:
-    assert lite.tasks == set(Task)
+def test_can_do_what_needs_no_image_and_no_opinion(lite: LiteJudge) -> None:
+    assert lite.tasks == {Task.CHOOSE, Task.SUPPORT, Task.RATE, Task.EXTRACT}
+    assert not lite.images
 
 
 def test_name_names_the_model(lite: LiteJudge) -> None:

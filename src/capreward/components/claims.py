@@ -77,7 +77,8 @@ class Precision:
             plausibly makes is true and pointable; what is in no fact counts as unsupported, so the facts should be
             close to exhaustive.
             ``"references"`` (name `precision_vs_references`): the reference captions. A true detail that no reference mentions
-            counts as unsupported: this punishes captions that say more than their references.
+            counts as unsupported: this punishes captions that say more than their references. Whether a statement is
+            pointable is not asked, and it counts by the judge's probability that the references say it.
 
     Missing: the item has no facts (`no_facts`) or references (`no_reference`), or the judge failed. A caption in which
     the judge finds no statement scores 0.
@@ -142,13 +143,16 @@ def _share(texts: Sequence[str], reply: Reply | Missing, what: str, done: str) -
     if isinstance(reply, Missing):
         return reply
     value = sum(reply.values) / len(texts)
-    why = f"{sum(p >= 0.5 for p in reply.values)} of {len(texts)} {what} {done}"
+    why = f"{round(sum(reply.values), 1):g} of {len(texts)} {what} {done}"
     verdicts = [{"text": text, "probability": p} for text, p in zip(texts, reply.values, strict=True)]
     return Score(value, why, {what: verdicts})
 
 
 def _verdict(claim: str, item: Item, reply: Reply) -> dict[str, Any]:
-    best = max(range(len(item.facts)), key=reply.values.__getitem__)
+    # of facts that are equally likely meant, the one that speaks against the caption: their order must not matter
+    best = max(
+        range(len(item.facts)), key=lambda i: (reply.values[i], not (item.facts[i].true and item.facts[i].pointable))
+    )
     fact = item.facts[best]
     stated = reply.values[best] >= 0.5
     if not stated:

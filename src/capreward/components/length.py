@@ -71,9 +71,12 @@ class LengthMask:
 class LinearLengthPenalty:
     """Lowers the target's score for overlength: untouched up to `start`, 0 from `end` on, falling linearly between.
 
-    The baseline that BalCapRL compares its mask with; the paper as summarised to us does not give the penalty's
-    form, so this one is ours. `start` and `end` are ratios of the caption's length to the mean reference length.
-    Needs no judge; with no reference the target's score is Missing.
+    A baseline for BalCapRL's mask, in a form of our own. It needs no judge; with no reference the target's score is Missing.
+
+    Args:
+        target: name of the component whose scores it gates.
+        start, end: ratios of the caption's length to the mean reference length, 0 <= start < end.
+        count: as in `LengthMask`.
     """
 
     reads: tuple[str, ...] = ()

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from capreward.errors import ComponentError, InputError, missing_extra
 from capreward.missing import Missing, Reason
 from capreward.records import Rollout
@@ -15,22 +17,25 @@ from capreward.scoring import Score, scores_empty_as_zero
 
 
 class Lexical:
-    """A metric of Hugging Face's `evaluate` library against the references, such as RubiCap's ROUGE-L baseline.
+    """A text metric of Hugging Face's `evaluate` library against the references, such as RubiCap's ROUGE-L baseline.
 
     Args:
         metric: name on the hub (``"rouge"``, fetched on first use), path of a metric script (works offline), or a loaded module.
         key: which number of the metric's result to take (``"rougeL"``).
         scale: the result is divided by this; 100 for metrics in percent. It has to end in [0, 1].
+        several: hand over all references of an item as a list, and let the metric decide how it treats them; False for
+            metrics that take a single reference (``"wer"``): they get the first.
         options: passed to `compute` (``use_stemmer=True``).
 
-    The references of an item are handed over together; the metric decides how it treats several.
     Missing: the item has no references (`no_reference`).
 
     Raises:
         MissingExtraError: the extra `lexical` is not installed.
     """
 
-    def __init__(self, metric: str | Path | Any, key: str, *, scale: float = 1.0, **options: Any) -> None:
+    def __init__(
+        self, metric: str | Path | Any, key: str, *, scale: float = 1.0, several: bool = True, **options: Any
+    ) -> None:
         if isinstance(metric, str | Path):
             try:
                 import evaluate
@@ -44,7 +49,7 @@ class Lexical:
                 ) from error
         if not scale > 0:
             raise InputError(f"Lexical: got scale={scale}, expected a number > 0")
-        self.metric, self.key, self.scale, self.options = metric, key, scale, options
+        self.metric, self.key, self.scale, self.several, self.options = metric, key, scale, several, options
         self.name = key
         self._lock = threading.Lock()  # a metric module collects its inputs in one file
 
@@ -58,8 +63,13 @@ class Lexical:
         if not references:
             return Missing(Reason.NO_REFERENCE, f"item {rollout.item.id!r} has no references")
         with self._lock:
-            result = self.metric.compute(predictions=[rollout.caption], references=[references], **self.options)
+            result = self.metric.compute(
+                predictions=[rollout.caption],
+                references=[references] if self.several else references[:1],
+                **self.options,
+            )
         if self.key not in result:
             raise ComponentError(f"metric {self.metric.name!r} has no {self.key!r}, only {sorted(result)}")
-        value = float(result[self.key]) / self.scale
+        value = float(np.squeeze(result[self.key])) / self.scale
+        value = min(max(value, 0.0), 1.0) if -1e-9 < value < 1 + 1e-9 else value  # some metrics round past their bounds
         return Score(value, f"{self.key} {value:.3f} against {len(references)} references")

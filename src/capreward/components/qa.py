@@ -22,8 +22,7 @@ class QAUtility:
         score: ``"match"`` counts right answers, as the paper does; ``"probability"`` takes the probability that the judge gives
             the right option: the same expectation for a judge that samples, without the sampling noise.
 
-    Missing: the item has no questions (`no_questions`), or none was answered. Questions that the judge failed to answer are
-    left out of the share.
+    Missing: the item has no questions (`no_questions`), or the judge failed to answer one of them.
     With the lite judge, an answer is chosen by likeness of words: questions whose wrong options also occur in the caption
     are often answered wrong, and a caption may be credited for words that it uses of something else.
     """
@@ -49,13 +48,12 @@ class QAUtility:
         questions = rollout.item.questions
         if not questions:
             return Missing(Reason.NO_QUESTIONS, f"item {rollout.item.id!r} has no questions")
+        if missing := [reply for reply in replies if isinstance(reply, Missing)]:
+            return missing[0]  # rollouts of a group are compared on the same questions, or not at all
         answers = [_answer(q, reply) for q, reply in zip(questions, replies, strict=True) if isinstance(reply, Reply)]
-        if not answers:
-            return next(reply for reply in replies if isinstance(reply, Missing))
         right = sum(answer["right"] for answer in answers)
         value = sum(answer["probability_of_right"] for answer in answers) if self.by_probability else right
-        unanswered = f", {len(questions) - len(answers)} unanswered" if len(answers) < len(questions) else ""
-        return Score(value / len(answers), f"{right} of {len(answers)} right{unanswered}", {"answers": answers})
+        return Score(value / len(answers), f"{right} of {len(answers)} right", {"answers": answers})
 
 
 def _answer(question: Question, reply: Reply) -> dict[str, Any]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from capreward import prompts
 from capreward.errors import ComponentError, InputError
 from capreward.missing import Missing, Reason
 
@@ -18,10 +22,24 @@ class Task(StrEnum):
     """Which option answers `question`, going by `context` alone? Probabilities, adding up to 1."""
     SUPPORT = "support"
     """Does `context` say what the option says? One number an option: 1 yes, 0 no, between them the probability."""
+    VERIFY = "verify"
+    """Is the option true of the image, and can it be pointed at there? One number an option: 1 if both."""
     RATE = "rate"
     """How good is `context` on the aspect that the option names? One number an option, 1 is flawless."""
+    LIKERT = "likert"
+    """How good a caption is `context`, all in all, beside the reference in `question` if there is one? One option."""
     EXTRACT = "extract"
     """Which statements does `context` make? `texts`, as atomic as the judge can; no options."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How a language model draws its reply."""
+
+    temperature: float = 0.0
+    """0 takes the likeliest reply."""
+    seed: int | None = None
+    """Tells draws of the same request apart, so that each is asked and kept for itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +52,20 @@ class Request:
     options: tuple[str, ...] = ()
     """Answers to choose from, statements to look for, or aspects to rate."""
     question: str = ""
+    images: tuple[Path | bytes, ...] = ()
+    sampling: Sampling = field(default_factory=Sampling)
+
+    def key(self, judge: str) -> str:
+        """Hash of everything that could change the answer: judge, prompt, fields, images, sampling."""
+        images = [image.read_bytes() if isinstance(image, Path) else image for image in self.images]
+        parts = {
+            "judge": judge,
+            "prompt": prompts.load(self.task).hash,
+            "fields": [self.task, self.context, list(self.options), self.question],
+            "images": [hashlib.sha256(image).hexdigest() for image in images],
+            "sampling": asdict(self.sampling),
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +76,30 @@ class Reply:
     """One number in [0, 1] for each option."""
     texts: tuple[str, ...] = ()
     """The statements of an EXTRACT."""
+    why: tuple[str, ...] = ()
+    """The judge's reason for each value, where it gives any."""
     raw: str = ""
     """What the judge said, word for word, where it spoke in words."""
+
+
+@dataclass(slots=True)
+class Usage:
+    """What a judge has cost so far."""
+
+    requests: int = 0
+    """Asked of it."""
+    calls: int = 0
+    """Sent to the model: what no cache answered, and every retry."""
+    hits: int = 0
+    """Answered by a cache, or by an identical request already in flight."""
+    failures: int = 0
+    """Ended as Missing."""
+    input_tokens: int = 0
+    output_tokens: int = 0
+    seconds: float = 0.0
+    """Waited for the model, added up over calls."""
+    money: float = 0.0
+    """In the currency of the prices given; 0 without prices."""
 
 
 @runtime_checkable
@@ -56,6 +110,9 @@ class Judge(Protocol):
     """Model and revision: whatever changes the answers changes the name."""
     tasks: frozenset[Task]
     """What it can do."""
+    images: bool
+    """Whether it sees a request's images."""
+    usage: Usage
 
     async def ask(self, requests: Sequence[Request]) -> Sequence[Reply | Missing]:
         """One reply a request, in the same order."""
@@ -68,6 +125,8 @@ def require(judge: Judge, component: str, *tasks: Task) -> Judge:
     Raises:
         InputError: it cannot; names the component, the judge and what it can do.
     """
+    if isinstance(judge, type) or not isinstance(judge, Judge):
+        raise InputError(f"{component}: got judge {judge!r}, expected a judge, such as LiteJudge()")
     lacking = [task for task in tasks if task not in judge.tasks]
     if lacking:
         raise InputError(
@@ -78,24 +137,25 @@ def require(judge: Judge, component: str, *tasks: Task) -> Judge:
 
 
 async def ask_each(judge: Judge, batches: Sequence[Sequence[Request]]) -> list[list[Reply | Missing]]:
-    """Puts all requests to the judge in one call and hands the replies back in the same nesting.
+    """Puts all requests to the judge in one call, each different one once, and hands the replies back in the same nesting.
 
-    A reply that does not hold one number in [0, 1] for each option, adding up to 1 for a choice, comes back as Missing.
+    A reply that does not hold one number in [0, 1] for each option (adding up to 1, for a choice) comes back as Missing.
 
     Raises:
         ComponentError: the judge answered with the wrong number of replies.
     """
-    requests = [request for batch in batches for request in batch]
+    requests = list(dict.fromkeys(request for batch in batches for request in batch))
     replies = list(await judge.ask(requests)) if requests else []
     if len(replies) != len(requests):
         raise ComponentError(
             f"judge {judge.name!r}: got {len(replies)} replies to {len(requests)} requests, expected one for each"
         )
-    complete = iter([_complete(request, reply) for request, reply in zip(requests, replies, strict=True)])
-    return [[next(complete) for _ in batch] for batch in batches]
+    complete = {request: complete_reply(request, reply) for request, reply in zip(requests, replies, strict=True)}
+    return [[complete[request] for request in batch] for batch in batches]
 
 
-def _complete(request: Request, reply: Reply | Missing) -> Reply | Missing:
+def complete_reply(request: Request, reply: Reply | Missing) -> Reply | Missing:
+    """The reply if it answers every option once with a number in its range, else Missing(unparseable)."""
     if isinstance(reply, Missing):
         return reply
     if len(reply.values) != len(request.options):

@@ -1,6 +1,6 @@
 """The lite judge: no language model at all. Sentence embeddings, a grammar checker and three counts, on a laptop's CPU.
 
-What it can and cannot do (measured on small hand-made sets, so give or take 15 points):
+What it can and cannot do (figures from earlier measurements on small hand-made sets, so give or take 15 points):
 
 - It chooses answers by likeness of words, not by reading: 0.93 right from a right caption and 0.26 from a wrong one on easy
   questions, but 0.75 and 0.14 where the wrong options also occur in the caption. It cannot tell which attribute
@@ -27,8 +27,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from capreward.errors import InputError, missing_extra
-from capreward.judges.base import Reply, Request, Task
+from capreward.judges.base import Reply, Request, Task, Usage
 from capreward.missing import Missing
+from capreward.records import words
 
 if TYPE_CHECKING:
     from harper import Linter
@@ -45,7 +46,7 @@ CACHED_TEXTS = 100_000
 
 
 class LiteJudge:
-    """Answers every task without a language model; the module's docstring says how well.
+    """Answers without a language model; the module's docstring says how well.
 
     Args:
         model: folder of a sentence-transformers model; the packaged all-MiniLM-L6-v2 when left out.
@@ -54,7 +55,8 @@ class LiteJudge:
         MissingExtraError: the extra `lite` is not installed.
     """
 
-    tasks = frozenset(Task)
+    tasks = frozenset({Task.CHOOSE, Task.SUPPORT, Task.RATE, Task.EXTRACT})
+    images = False
 
     def __init__(self, model: str | Path | None = None) -> None:
         try:
@@ -73,6 +75,7 @@ class LiteJudge:
         self._linter: Linter = harper.Linter()
         self._embeddings: dict[str, NDArray[np.float32]] = {}
         self._lock = threading.Lock()
+        self.usage = Usage()
 
     async def ask(self, requests: Sequence[Request]) -> list[Reply | Missing]:
         """One reply a request. Runs in a thread, so the caller's event loop stays free."""
@@ -80,6 +83,8 @@ class LiteJudge:
 
     def _ask(self, requests: Sequence[Request]) -> list[Reply | Missing]:
         with self._lock:
+            self.usage.requests += len(requests)
+            self.usage.calls += len(requests)
             self._embed(text for request in requests for text in _texts(request))
             return [self._answer(request) for request in requests]
 
@@ -94,6 +99,8 @@ class LiteJudge:
                 return Reply(tuple(self._rate(request.context, aspect) for aspect in request.options))
             case Task.EXTRACT:
                 return Reply(texts=tuple(_sentences(request.context)))
+            case Task.VERIFY | Task.LIKERT:
+                raise InputError(f"LiteJudge cannot {request.task}, only {', '.join(sorted(self.tasks))}")
 
     def _likeness(self, request: Request) -> NDArray[np.float32]:
         """Of each option: cosine to the sentence of the context that is most like it; 0 to an empty context."""
@@ -114,7 +121,7 @@ class LiteJudge:
         raise InputError(f"LiteJudge rates clarity, fluency and coherence, not {aspect!r}")
 
     def grammar(self, text: str) -> float:
-        """Share of sentences in which Harper finds nothing wrong but spelling and style; 0 for an empty text."""
+        """Share of distinct sentences in which Harper finds nothing wrong but spelling and style; 0 for an empty text."""
         sentences = _sentences(text)
         faulty = sum(
             any(lint.lint_kind not in IGNORED_LINTS for lint in self._linter.lint(sentence)) for sentence in sentences
@@ -160,23 +167,20 @@ IGNORED_LINTS = frozenset({"Spelling", "Style", "Readability", "WordChoice", "En
 
 def function_word_share(text: str) -> float:
     """Share of the words that are articles, prepositions, pronouns, auxiliaries and the like, in [0, 1]."""
-    words = _words(text)
-    return sum(word in FUNCTION_WORDS for word in words) / len(words) if words else 0.0
+    found = _words(text)
+    return sum(word in FUNCTION_WORDS for word in found) / len(found) if found else 0.0
 
 
 def repeated_share(text: str, n: int = 4) -> float:
     """Share of the n-grams of words that occurred before in the text, in [0, 1]; 0 for a text of fewer than n words."""
-    words = _words(text)
-    grams = Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
+    found = _words(text)
+    grams = Counter(tuple(found[i : i + n]) for i in range(len(found) - n + 1))
     total = sum(grams.values())
     return 1.0 - len(grams) / total if total else 0.0
 
 
-WORD = re.compile(r"\w+(?:['’.-]\w+)*")
-
-
 def _words(text: str) -> list[str]:
-    return WORD.findall(text.lower())
+    return words(text.lower())
 
 
 def _sentences(text: str) -> list[str]:
