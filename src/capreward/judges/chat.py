@@ -1,0 +1,78 @@
+"""A request as chat messages: for every backend that talks to a language model in words."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from string import Template
+from typing import Any
+
+from capreward import prompts
+from capreward.judges.base import Request, Task
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """What is sent to a language model."""
+
+    system: str
+    user: str
+    schema: dict[str, Any] | None
+    """JSON schema of the reply; None where the reply is a letter."""
+
+
+def render(request: Request) -> Chat:
+    """The request's prompt, filled in, with the text that is judged between two marks that it cannot foresee."""
+    prompt = prompts.load(request.task)
+    reference = "Reference caption of the image:\n" + request.question + "\n"
+    fields = {
+        "mark": mark(request),
+        "context": request.context,
+        "question": reference * bool(request.question) if request.task is Task.LIKERT else request.question,
+        "options": "\n".join(_labelled(request)),
+    }
+    # one pass: a "$question" in the caption is text like any other
+    return Chat(prompt.system, Template(prompt.user).substitute(fields), _schema(request))
+
+
+def mark(request: Request) -> str:
+    """Name of the fence: a hash of what it encloses, which a text cannot contain without changing it."""
+    return "text-" + hashlib.sha256(repr((request.context, request.options)).encode()).hexdigest()[:12]
+
+
+def _labelled(request: Request) -> list[str]:
+    if request.task is Task.CHOOSE:
+        return [f"{letter}. {option}" for letter, option in zip(LETTERS, request.options, strict=False)]
+    return [f"{number}. {option}" for number, option in enumerate(request.options, 1)]
+
+
+def _schema(request: Request) -> dict[str, Any] | None:
+    match request.task:
+        case Task.CHOOSE:
+            return None
+        case Task.EXTRACT:
+            return _object(statements={"type": "array", "items": {"type": "string"}})
+        case Task.SUPPORT:
+            return _object(verdicts=_each(request, holds={"type": "boolean"}))
+        case Task.VERIFY:
+            return _object(verdicts=_each(request, true={"type": "boolean"}, pointable={"type": "boolean"}))
+        case Task.RATE | Task.LIKERT:
+            return _object(ratings=_each(request, rating={"type": "integer", "enum": [1, 2, 3, 4, 5]}))
+
+
+def _each(request: Request, **fields: dict[str, Any]) -> dict[str, Any]:
+    """One object an option."""
+    count = len(request.options)
+    entry = _object(number={"type": "integer"}, why={"type": "string"}, **fields)
+    return {"type": "array", "items": entry, "minItems": count, "maxItems": count}
+
+
+def _object(**properties: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }

@@ -1,0 +1,203 @@
+"""OpenAIJudge: any server that speaks OpenAI's chat completions: vLLM, SGLang, llama.cpp, hosted ones."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import math
+import os
+import re
+import time
+import weakref
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from capreward.errors import missing_extra
+from capreward.judges.base import Reply, Request, Task, Usage
+from capreward.judges.chat import LETTERS, render
+from capreward.judges.parse import from_letters, parse
+from capreward.missing import Missing, Reason
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+
+
+class OpenAIJudge:
+    """A language model behind an OpenAI-compatible server.
+
+    Choices are read from the probabilities of the first token (`top_logprobs`) where the server gives them, from the
+    letter that it wrote where not, or where the request asks for a sampled draw (temperature above 0). All else is
+    structured output by JSON schema, checked for completeness. It retries nothing and limits nothing; wrap it:
+    ``Cached(Retried(Limited(OpenAIJudge(...), 64)), path)``.
+
+    Args:
+        model: as the server calls it.
+        base_url: such as ``http://127.0.0.1:8000/v1``; the environment's OPENAI_BASE_URL, then OpenAI's, when left out.
+        api_key: the environment's OPENAI_API_KEY when left out. It appears in no name, error or cache key.
+        revision: of the model, where the server's name does not say; part of `name` and so of every cache key.
+        images: whether the model sees images; with it, the task VERIFY is offered.
+        max_tokens: longest structured reply; one that hits it is Missing(truncated).
+        timeout: seconds for one call.
+        extra_body: further fields of every request, such as ``{"chat_template_kwargs": {"enable_thinking": False}}``.
+        guided_choice: constrain choices to the letters by vLLM's `structured_outputs`, for models too small to obey.
+        prices: money for a million input and output tokens, for `usage.money`.
+
+    Raises:
+        MissingExtraError: the extra `openai` is not installed.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        revision: str = "",
+        images: bool = False,
+        max_tokens: int = 2048,
+        timeout: float = 60.0,
+        extra_body: Mapping[str, Any] | None = None,
+        guided_choice: bool = False,
+        prices: tuple[float, float] = (0.0, 0.0),
+    ) -> None:
+        try:
+            import openai  # noqa: F401  should show at construction
+        except ImportError as error:
+            raise missing_extra("OpenAIJudge", "openai", error) from error
+        self.model, self.images = model, images
+        self.name = f"openai/{model}{'@' * bool(revision)}{revision}"
+        self.tasks = frozenset(Task) if images else frozenset(Task) - {Task.VERIFY}
+        self.usage = Usage()
+        self.max_tokens, self.extra_body, self.guided_choice, self.prices = (
+            max_tokens,
+            extra_body,
+            guided_choice,
+            prices,
+        )
+        self._key = api_key or os.environ.get("OPENAI_API_KEY") or "none"
+        self.base_url, self.timeout = base_url, timeout
+        # connections belong to the event loop that opened them
+        self._clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncOpenAI] = weakref.WeakKeyDictionary()
+
+    async def ask(self, requests: Sequence[Request]) -> list[Reply | Missing]:
+        """One reply a request; all are sent at once."""
+        self.usage.requests += len(requests)
+        return list(await asyncio.gather(*(self._ask(request) for request in requests)))
+
+    async def _ask(self, request: Request) -> Reply | Missing:
+        import openai
+
+        if request.images and not self.images:
+            return self._failed(Reason.REFUSED, f"judge {self.name!r} was built with images=False and got an image")
+        try:
+            body = self._body(request)
+        except OSError as error:
+            return self._failed(Reason.NO_IMAGE, str(error))
+        self.usage.calls += 1
+        started = time.perf_counter()
+        try:
+            completion = await self._client().chat.completions.create(**body)
+        except openai.APITimeoutError:
+            return self._failed(Reason.TIMEOUT, f"no answer within {self.timeout:g} s")
+        except openai.APIStatusError as error:
+            refused = 400 <= error.status_code < 500 and error.status_code not in (408, 409, 425, 429)
+            return self._failed(
+                Reason.REFUSED if refused else Reason.SERVER, f"HTTP {error.status_code}: {error.message}"
+            )
+        except openai.APIConnectionError as error:
+            return self._failed(Reason.SERVER, f"no connection ({error.__cause__ or error})")
+        except (openai.OpenAIError, ValueError) as error:
+            return self._failed(Reason.UNPARSEABLE, f"no completion ({type(error).__name__}: {error})")
+        finally:
+            self.usage.seconds += time.perf_counter() - started
+        self._count(completion)
+        reply = self._read(request, completion)
+        self.usage.failures += isinstance(reply, Missing)
+        return reply
+
+    def _client(self) -> AsyncOpenAI:
+        from openai import AsyncOpenAI, DefaultAsyncHttpxClient
+
+        loop = asyncio.get_running_loop()
+        if loop not in self._clients:
+            # a client of its own making would, when collected, close itself on whatever loop runs then
+            self._clients[loop] = AsyncOpenAI(
+                api_key=self._key,
+                base_url=self.base_url,
+                timeout=self.timeout,
+                max_retries=0,
+                http_client=DefaultAsyncHttpxClient(),
+            )
+        return self._clients[loop]
+
+    def _body(self, request: Request) -> dict[str, Any]:
+        chat = render(request)
+        content: list[dict[str, Any]] = [
+            {"type": "image_url", "image_url": {"url": _data_url(i)}} for i in request.images
+        ]
+        content.append({"type": "text", "text": chat.user})
+        body: dict[str, Any] = {
+            "model": self.model,
+            "messages": [
+                {"role": "system", "content": chat.system},
+                {"role": "user", "content": content if request.images else chat.user},
+            ],
+            "temperature": request.sampling.temperature,
+            "extra_body": dict(self.extra_body or {}),
+        }
+        if request.sampling.seed is not None:
+            body["seed"] = request.sampling.seed
+        if chat.schema is None:
+            body |= {"max_tokens": 4, "logprobs": True, "top_logprobs": 20}
+            if self.guided_choice:
+                body["extra_body"]["structured_outputs"] = {"choice": list(LETTERS[: len(request.options)])}
+        else:
+            schema = {"name": request.task.value, "schema": chat.schema, "strict": True}
+            body |= {
+                "max_tokens": self.max_tokens,
+                "response_format": {"type": "json_schema", "json_schema": schema},
+            }
+        return body
+
+    def _read(self, request: Request, completion: Any) -> Reply | Missing:
+        """The reply in a completion. Servers differ in what they leave out, so nothing is taken for granted."""
+        choices = getattr(completion, "choices", None)
+        if not choices or getattr(choices[0], "message", None) is None:
+            return Missing(Reason.UNPARSEABLE, "the server answered without a message")
+        choice = choices[0]
+        text = choice.message.content or ""
+        if choice.finish_reason == "content_filter" or getattr(choice.message, "refusal", None):
+            return Missing(Reason.REFUSED, self._safe(getattr(choice.message, "refusal", None) or "content filter"))
+        if request.task is not Task.CHOOSE:
+            if choice.finish_reason == "length":
+                return Missing(Reason.TRUNCATED, f"no end within {self.max_tokens} tokens: ...{text[-100:]!r}")
+            return parse(request, text)
+        first = choice.logprobs.content if choice.logprobs and choice.logprobs.content else []
+        if request.sampling.temperature or not first:
+            return parse(request, text)
+        # servers mark what cannot be sampled with -9999 or so; it counts for nothing
+        return from_letters(request, {top.token: math.exp(top.logprob) for top in first[0].top_logprobs}, text)
+
+    def _count(self, completion: Any) -> None:
+        usage = getattr(completion, "usage", None)
+        if usage:
+            self.usage.input_tokens += usage.prompt_tokens or 0
+            self.usage.output_tokens += usage.completion_tokens or 0
+            per_input, per_output = self.prices
+            self.usage.money += (usage.prompt_tokens * per_input + usage.completion_tokens * per_output) / 1e6
+
+    def _failed(self, reason: Reason, detail: str) -> Missing:
+        self.usage.failures += 1
+        return Missing(reason, self._safe(detail)[:500])
+
+    def _safe(self, text: str) -> str:
+        """The text without the key: servers quote it, in whole or in part."""
+        return re.sub(r"\bsk-\S+", "[key]", text.replace(self._key, "[key]") if self._key != "none" else text)
+
+
+def _data_url(image: Path | bytes) -> str:
+    data = image.read_bytes() if isinstance(image, Path) else image
+    kinds = ((b"\x89PNG", "png"), (b"\xff\xd8", "jpeg"), (b"GIF8", "gif"), (b"RIFF", "webp"))
+    kind = next((name for start, name in kinds if data.startswith(start)), "png")
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

@@ -1,0 +1,103 @@
+"""What a language model said -> a reply. A reply that is not complete is Missing, never a guess."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from capreward.judges.base import Reply, Request, Task
+from capreward.judges.chat import LETTERS
+from capreward.missing import Missing, Reason
+
+_LETTER = re.compile(r"\(?([A-Z])\)?(?:[.):,\s].*)?", re.DOTALL)
+_FENCED = re.compile(r"\s*```(?:json)?\s*(.*?)```\s*", re.DOTALL)
+
+
+def parse(request: Request, text: str) -> Reply | Missing:
+    """The reply that `text` holds.
+
+    Every option has to be answered exactly once and in its range; else Missing(unparseable), which quotes the text.
+    """
+    try:
+        return _choice(request, text) if request.task is Task.CHOOSE else _structured(request, text)
+    except _Unusable as error:
+        return Missing(Reason.UNPARSEABLE, f"{request.task}: {error}; the judge said {text[:200]!r}")
+
+
+def from_letters(request: Request, probabilities: Mapping[str, float], text: str) -> Reply | Missing:
+    """The reply to a choice from the probabilities of the first token: those of the options' letters, renormalised.
+
+    Args:
+        probabilities: by token as the server spells it; a letter may come with spaces around it.
+        text: the whole reply, which is parsed when no letter is among the tokens.
+    """
+    letters = LETTERS[: len(request.options)]
+    mass = [sum(p for token, p in probabilities.items() if token.strip() == letter) for letter in letters]
+    if not sum(mass):
+        return parse(request, text)
+    return Reply(tuple(p / sum(mass) for p in mass), raw=text)
+
+
+class _Unusable(Exception):
+    """What is wrong with a judge's reply."""
+
+
+def _choice(request: Request, text: str) -> Reply:
+    letters = LETTERS[: len(request.options)]
+    found = _LETTER.fullmatch(text.strip())
+    if found is None or found[1] not in letters:
+        raise _Unusable(f"expected one of the letters {', '.join(letters)}")
+    return Reply(tuple(float(letter == found[1]) for letter in letters), raw=text)
+
+
+def _structured(request: Request, text: str) -> Reply:
+    fenced = _FENCED.fullmatch(text)
+    try:
+        data = json.loads(fenced[1] if fenced else text)
+    except ValueError as error:
+        raise _Unusable(f"not JSON ({error})") from None
+    if request.task is Task.EXTRACT:
+        statements = _list(data, "statements")
+        if not all(isinstance(statement, str) for statement in statements):
+            raise _Unusable("expected statements that are texts")
+        return Reply(texts=tuple(dict.fromkeys(s.strip() for s in statements if s.strip())), raw=text)
+    key = "ratings" if request.task in (Task.RATE, Task.LIKERT) else "verdicts"
+    entries = _numbered(_list(data, key), len(request.options))
+    values = tuple(_value(request.task, entry) for entry in entries)
+    return Reply(values, why=tuple(str(entry.get("why", "")) for entry in entries), raw=text)
+
+
+def _list(data: Any, key: str) -> list[Any]:
+    if not isinstance(data, dict) or not isinstance(data.get(key), list):
+        raise _Unusable(f"expected an object with a list {key!r}")
+    return list(data[key])
+
+
+def _numbered(entries: Sequence[Any], count: int) -> list[dict[str, Any]]:
+    """The entries in the order of the options: each number from 1 to count exactly once."""
+    if not all(isinstance(entry, dict) for entry in entries):
+        raise _Unusable("expected a list of objects")
+    numbers = [entry.get("number") for entry in entries]
+    if sorted(map(str, numbers)) != sorted(map(str, range(1, count + 1))):
+        raise _Unusable(f"got numbers {numbers}, expected each from 1 to {count} once")
+    return sorted(entries, key=lambda entry: int(entry["number"]))
+
+
+def _value(task: Task, entry: Mapping[str, Any]) -> float:
+    match task:
+        case Task.SUPPORT:
+            return float(_boolean(entry, "holds"))
+        case Task.VERIFY:
+            return float(_boolean(entry, "true") and _boolean(entry, "pointable"))
+    rating = entry.get("rating")
+    if isinstance(rating, bool) or rating not in (1, 2, 3, 4, 5):
+        raise _Unusable(f"got rating {rating!r}, expected 1, 2, 3, 4 or 5")
+    return (int(rating) - 1) / 4
+
+
+def _boolean(entry: Mapping[str, Any], key: str) -> bool:
+    if not isinstance(entry.get(key), bool):
+        raise _Unusable(f"got {key} {entry.get(key)!r}, expected true or false")
+    return bool(entry[key])
