@@ -21,9 +21,11 @@ NAMES = [
     "Judge",
     "LengthMask",
     "Lexical",
+    "LikertJudge",
     "LinearLengthPenalty",
     "LiteJudge",
     "Missing",
+    "OpenAIJudge",
     "Precision",
     "QAUtility",
     "Question",
@@ -111,7 +113,8 @@ import pkgutil
 import capreward
 
 for module in pkgutil.walk_packages(capreward.__path__, "capreward."):
-    importlib.import_module(module.name)
+    if module.name != "capreward.prefix":  # a room that is all torch
+        importlib.import_module(module.name)
 names = [getattr(capreward, name) for name in capreward.__all__]
 
 

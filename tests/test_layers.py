@@ -20,7 +20,7 @@ LAYERS = [
     {"judges.chat"},
     {"judges.parse"},
     {"judges", "judges.lite", "judges.fake", "judges.openai"}
-    | {f"components.{name}" for name in ("qa", "rubric", "claims", "fluency", "length", "lexical")},
+    | {f"components.{name}" for name in ("qa", "rubric", "claims", "fluency", "length", "lexical", "likert")},
     {"components"},
     {"suite"},
     {"presets", "samples"},

@@ -18,6 +18,8 @@ def answer(request: Request) -> Reply:
         return Reply(texts=tuple(part.strip() for part in request.context.split(".") if part.strip()))
     if request.task is Task.RATE:
         return Reply((0.9,) * len(request.options))
+    if request.task is Task.CHOOSE:
+        return Reply(tuple(float(option == "blue") for option in request.options))
     return Reply(tuple(float(n == 0) for n in range(len(request.options))))
 
 

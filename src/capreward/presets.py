@@ -14,7 +14,8 @@ from capreward.suite import RewardSuite
 def balcaprl(judge: Judge, **options: Any) -> RewardSuite:
     """BalCapRL (arXiv 2605.07394): precision, coverage and fluency, equally weighted; fluency masked outside [0.5, 2].
 
-    The paper's judge sees the image; here precision is held against the item's labelled facts, and its name says so.
+    With a judge that sees images precision is the paper's. With another it is held against the item's labelled facts, and
+    its name says so.
     `options` go to `RewardSuite`.
     """
     return _suite(Precision(judge), Coverage(judge), Fluency(judge), **{"gates": [LengthMask("fluency")], **options})

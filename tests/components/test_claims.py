@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 from fakes import FakeJudge, rollouts, score
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from capreward import Coverage, Item, Missing, Precision, Reason, Score
 from capreward.errors import InputError
 from capreward.judges import Reply, Request, Task
+from capreward.judges.fake import FunctionJudge
 
 DOWN = Missing(Reason.SERVER, "server is down")
 
@@ -138,6 +138,9 @@ class TestCoverage:
         assert 0 <= result.value <= 1
 
 
+SEES = FunctionJudge(images=True)
+
+
 class TestPrecision:
     FACTS = Item(
         id="cup",
@@ -154,8 +157,27 @@ class TestPrecision:
         judge = ReadingJudge()
         assert Precision(judge).name == "precision_vs_facts"
         assert Precision(judge, against="references").name == "precision_vs_references"
-        with pytest.raises(InputError, match="got against='image', expected 'facts' or 'references'"):
+        assert Precision(SEES).name == "precision"
+        assert Precision(SEES, against="facts").name == "precision_vs_facts"
+        with pytest.raises(InputError, match="got against='photo', expected 'image', 'facts' or 'references'"):
+            Precision(judge, against="photo")
+        with pytest.raises(InputError, match="judge 'fake' sees no image; use against='facts'"):
             Precision(judge, against="image")
+
+    def test_against_the_image(self) -> None:
+        def answer(request: Request) -> Reply:
+            if request.task is Task.EXTRACT:
+                return Reply(texts=("A cup.", "A dog.", "It is quiet."))
+            assert (request.task, request.images) == (Task.VERIFY, (b"image",))
+            return Reply((1.0, 0.0, 0.0), why=("seen", "no dog", "a mood"))
+
+        component = Precision(FunctionJudge(answer, images=True))
+        (result,) = score(component, "A cup and a dog. Quiet.", item=Item(id="cup", image=b"image"))
+        assert result.value == pytest.approx(1 / 3)
+        assert result.why == "1 of 3 statements true and pointable"
+        assert result.evidence["statements"][1] == {"text": "A dog.", "probability": 0.0, "why": "no dog"}
+        (nothing,) = score(component, "A cup.")
+        assert nothing.reason is Reason.NO_IMAGE
 
     @pytest.mark.parametrize(
         ("caption", "value", "why"),

@@ -5,8 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fakes import rollouts
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from capreward import Condition, Item, LengthMask, LinearLengthPenalty, Missing, Reason, Score
 from capreward.components import tokens

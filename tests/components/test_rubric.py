@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import pytest
 from fakes import FakeJudge, score
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from capreward import Item, Missing, Reason, RubricJudge, Score
 from capreward.errors import InputError

@@ -4,6 +4,7 @@ from capreward.components.claims import Coverage, Precision
 from capreward.components.fluency import Fluency
 from capreward.components.length import Condition, LengthMask, LinearLengthPenalty, tokens
 from capreward.components.lexical import Lexical
+from capreward.components.likert import LikertJudge
 from capreward.components.qa import QAUtility
 from capreward.components.rubric import RubricJudge
 
@@ -13,6 +14,7 @@ __all__ = [
     "Fluency",
     "LengthMask",
     "Lexical",
+    "LikertJudge",
     "LinearLengthPenalty",
     "Precision",
     "QAUtility",

@@ -11,7 +11,7 @@ from capreward.missing import Missing, Reason
 from capreward.records import Item, Rollout
 from capreward.scoring import Score, scores_empty_as_zero
 
-Against = Literal["facts", "references"]
+Against = Literal["image", "facts", "references"]
 
 
 class Coverage:
@@ -72,7 +72,8 @@ class Precision:
 
     Args:
         judge: extracts the statements and holds them against the evidence.
-        against: what stands in for the image; the component's name says it.
+        against: the evidence, and the component's name; ``"image"`` for a judge that sees images, else ``"facts"``, when left out.
+            ``"image"`` (name `precision`): the item's image, as in the paper.
             ``"facts"`` (name `precision_vs_facts`): the item's labelled facts. A statement counts when the fact that it most
             plausibly makes is true and pointable; what is in no fact counts as unsupported, so the facts should be
             close to exhaustive.
@@ -80,17 +81,21 @@ class Precision:
             counts as unsupported: this punishes captions that say more than their references. Whether a statement is
             pointable is not asked, and it counts by the judge's probability that the references say it.
 
-    Missing: the item has no facts (`no_facts`) or references (`no_reference`), or the judge failed. A caption in which
+    Missing: the item has no image (`no_image`), facts (`no_facts`) or references (`no_reference`), or the judge failed. A caption in which
     the judge finds no statement scores 0.
     With the lite judge, a statement is a sentence, so one wrong word among many right ones may pass.
     """
 
-    def __init__(self, judge: Judge, *, against: Against = "facts") -> None:
-        if against not in ("facts", "references"):
-            raise InputError(f"Precision: got against={against!r}, expected 'facts' or 'references'")
-        self.judge = require(judge, "Precision", Task.SUPPORT, Task.EXTRACT)
-        self.against = against
-        self.name = f"precision_vs_{against}"
+    def __init__(self, judge: Judge, *, against: Against | None = None) -> None:
+        if against not in (None, "image", "facts", "references"):
+            raise InputError(f"Precision: got against={against!r}, expected 'image', 'facts' or 'references'")
+        self.against = against or ("image" if getattr(judge, "images", False) else "facts")
+        self.judge = require(judge, "Precision", Task.EXTRACT, Task.VERIFY if self.against == "image" else Task.SUPPORT)
+        if self.against == "image" and not judge.images:
+            raise InputError(
+                f"Precision: judge {judge.name!r} sees no image; use against='facts' or against='references'"
+            )
+        self.name = "precision" if self.against == "image" else f"precision_vs_{self.against}"
 
     @scores_empty_as_zero
     async def score(self, rollouts: Sequence[Rollout]) -> list[Score | Missing]:
@@ -109,6 +114,8 @@ class Precision:
     def _requests(self, item: Item, claims: tuple[str, ...]) -> list[Request]:
         if not claims:
             return []
+        if self.against == "image":
+            return [] if item.image is None else [Request(Task.VERIFY, "", claims, images=(item.image,))]
         if self.against == "references":
             return [Request(Task.SUPPORT, "\n".join(item.references), claims)] * bool(item.references)
         facts = tuple(fact.text for fact in item.facts)
@@ -116,6 +123,8 @@ class Precision:
 
     def _score(self, rollout: Rollout, claims: Reply | Missing, replies: Sequence[Reply | Missing]) -> Score | Missing:
         item = rollout.item
+        if self.against == "image" and item.image is None:
+            return Missing(Reason.NO_IMAGE, f"item {item.id!r} has no image")
         if self.against == "facts" and not item.facts:
             return Missing(Reason.NO_FACTS, f"item {item.id!r} has no facts")
         if self.against == "references" and not item.references:
@@ -127,8 +136,9 @@ class Precision:
         if missing := [reply for reply in replies if isinstance(reply, Missing)]:
             return missing[0]
         answered = [reply for reply in replies if isinstance(reply, Reply)]
-        if self.against == "references":
-            return _share(claims.texts, answered[0], "statements", "supported")
+        if self.against != "facts":
+            done = "supported" if self.against == "references" else "true and pointable"
+            return _share(claims.texts, answered[0], "statements", done)
         verdicts = [_verdict(claim, item, reply) for claim, reply in zip(claims.texts, answered, strict=True)]
         good = sum(verdict["supported"] for verdict in verdicts)
         why = f"{good} of {len(verdicts)} statements true and pointable"
@@ -144,7 +154,11 @@ def _share(texts: Sequence[str], reply: Reply | Missing, what: str, done: str) -
         return reply
     value = sum(reply.values) / len(texts)
     why = f"{round(sum(reply.values), 1):g} of {len(texts)} {what} {done}"
-    verdicts = [{"text": text, "probability": p} for text, p in zip(texts, reply.values, strict=True)]
+    reasons = reply.why or ("",) * len(texts)
+    verdicts = [
+        {"text": text, "probability": p, **({"why": reason} if reason else {})}
+        for text, p, reason in zip(texts, reply.values, reasons, strict=True)
+    ]
     return Score(value, why, {what: verdicts})
 
 

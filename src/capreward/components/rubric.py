@@ -44,9 +44,15 @@ class RubricJudge:
             if isinstance(reply, Missing):
                 scores.append(reply)
                 continue
+            reasons = reply.why or ("",) * len(reply.values)
             verdicts = [
-                {"criterion": criterion.text, "weight": criterion.weight, "met": probability >= 0.5}
-                for criterion, probability in zip(rollout.item.rubric, reply.values, strict=True)
+                {
+                    "criterion": criterion.text,
+                    "weight": criterion.weight,
+                    "met": p >= 0.5,
+                    **({"why": why} if why else {}),
+                }
+                for criterion, p, why in zip(rollout.item.rubric, reply.values, reasons, strict=True)
             ]
             weight = sum(c.weight for c in rollout.item.rubric)
             met = sum(c.weight for c, p in zip(rollout.item.rubric, reply.values, strict=True) if p >= 0.5)
