@@ -5,13 +5,16 @@ export HF_HUB_OFFLINE = 1
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test check format bench clean
+.PHONY: demo test test-vllm check format bench clean
 
 demo: .venv/.demo
 	.venv/bin/capreward demo
 
 test: .venv/.dev .venv-verl/.done
-	CAPREWARD_PEERS=required .venv/bin/pytest
+	CAPREWARD_PEERS=required .venv/bin/pytest -m 'not vllm'
+
+test-vllm: .venv/.dev .venv-vllm/.done
+	.venv/bin/pytest -m vllm
 
 check: .venv/.dev
 	.venv/bin/ruff check .
@@ -43,5 +46,11 @@ bench: .venv/.dev .venv-verl/.done
 	.venv-verl/bin/pip install --quiet -r tests/parity/verl-requirements.txt
 	touch $@
 
+.venv-vllm/.done: tests/engines/vllm-requirements.txt
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install --quiet -r tests/engines/vllm-requirements.txt
+	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
 clean:
-	rm -rf .venv .venv-verl capreward-demo dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-verl .venv-vllm capreward-demo dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
