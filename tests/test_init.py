@@ -10,6 +10,7 @@ import pytest
 import capreward
 
 NAMES = [
+    "Cached",
     "Component",
     "Condition",
     "Coverage",
@@ -22,8 +23,10 @@ NAMES = [
     "LengthMask",
     "Lexical",
     "LikertJudge",
+    "Limited",
     "LinearLengthPenalty",
     "LiteJudge",
+    "LocalJudge",
     "Missing",
     "OpenAIJudge",
     "Precision",
@@ -32,6 +35,7 @@ NAMES = [
     "Reason",
     "Reply",
     "Request",
+    "Retried",
     "RewardSuite",
     "Rollout",
     "RubricJudge",

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fakes import FakeComponent, rollouts
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from capreward import Component, Gate, LengthMask, Missing, Reason, Rollout, Score, ScoreTable, dr_grpo, gdpo, grpo
 from capreward.errors import ComponentError, InputError

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 from fakes import FakeJudge
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from capreward import LiteJudge, Missing, Reason, prompts
 from capreward.errors import ComponentError, InputError

@@ -72,7 +72,7 @@ class Precision:
 
     Args:
         judge: extracts the statements and holds them against the evidence.
-        against: the evidence, and the component's name; ``"image"`` for a judge that sees images, else ``"facts"``, when left out.
+        against: the evidence, and the component's name; ``"image"`` for a judge that sees images, else ``"facts"`` by default.
             ``"image"`` (name `precision`): the item's image, as in the paper.
             ``"facts"`` (name `precision_vs_facts`): the item's labelled facts. A statement counts when the fact that it most
             plausibly makes is true and pointable; what is in no fact counts as unsupported, so the facts should be
@@ -81,7 +81,8 @@ class Precision:
             counts as unsupported: this punishes captions that say more than their references. Whether a statement is
             pointable is not asked, and it counts by the judge's probability that the references say it.
 
-    Missing: the item has no image (`no_image`), facts (`no_facts`) or references (`no_reference`), or the judge failed. A caption in which
+    Missing: the item has no image (`no_image`), facts (`no_facts`) or references (`no_reference`), or the judge failed.
+    A caption in which
     the judge finds no statement scores 0.
     With the lite judge, a statement is a sentence, so one wrong word among many right ones may pass.
     """

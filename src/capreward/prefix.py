@@ -1,0 +1,228 @@
+"""The exact forward over token sequences that share beginnings: every distinct beginning runs once.
+
+Questions about a caption share the caption, so a forward for each would run it again and again. Here the sequences are merged
+into a trie (prefix tree). Its nodes go through the model once, in depth-first order and in chunks: one forward each, in which
+a token sees its own ancestors alone and stands at the position that it has in its own sequence. In that order, whatever a chunk
+needs of those before it lies on the way from the root to its first node, so only the keys and values of that way are kept.
+
+For text-only causal language models of transformers: `SUPPORTED`. Gradients flow where the caller has them switched on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SUPPORTED = ("llama", "qwen2", "qwen3")
+"""Values of `config.model_type` that are tested against the plain forward."""
+CHUNK_TOKENS = 512
+"""Of a chunk, at most. Right for a CPU; a GPU wants some thousands."""
+VOCABULARY_ROWS = 256
+"""Tokens whose distributions over the whole vocabulary are held at once."""
+
+Past = list[tuple[Tensor, Tensor]]
+"""Keys and values of every layer, each (1, heads, tokens, size of a head)."""
+
+
+@dataclass(slots=True)
+class Counts:
+    """What forwards have cost; the functions here add to it."""
+
+    run: int = 0
+    """Tokens that went through the model."""
+    unique: int = 0
+    """Distinct beginnings of the sequences: no exact forward can run fewer tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trie:
+    """Token sequences merged into a prefix tree, its N nodes in depth-first order: a parent comes before its children."""
+
+    tokens: list[int]
+    depths: list[int]
+    """Position of a node's token in its sequences."""
+    ends: list[int]
+    """The subtree of node i is i, i + 1, ..., ends[i] - 1."""
+    paths: list[list[int]]
+    """The nodes of each of the S sequences, in the order in which the sequences were given."""
+
+    @classmethod
+    def of(cls, sequences: Sequence[Sequence[int]]) -> Trie:
+        """Merge the sequences.
+
+        Raises:
+            ValueError: a sequence is empty.
+        """
+        if not all(sequences):
+            raise ValueError("a token sequence is empty, expected at least one token in each")
+        trie = cls([], [], [], [[] for _ in sequences])
+        path: list[int] = []
+        # In sorted order, a sequence shares its nodes with the one before it or has them to itself.
+        for index in sorted(range(len(sequences)), key=lambda i: tuple(sequences[i])):
+            sequence = sequences[index]
+            shared = 0
+            while shared < min(len(path), len(sequence)) and trie.tokens[path[shared]] == sequence[shared]:
+                shared += 1
+            path = path[:shared]
+            for depth in range(shared, len(sequence)):
+                path.append(len(trie.tokens))
+                trie.tokens.append(sequence[depth])
+                trie.depths.append(depth)
+                trie.ends.append(0)
+            for node in path:
+                trie.ends[node] = len(trie.tokens)
+            trie.paths[index] = path
+        return trie
+
+
+def check(model: Any) -> None:
+    """Nothing, if the forward over shared prefixes is exact for `model`.
+
+    Raises:
+        ValueError: it is not; says why.
+    """
+    config = model.config
+    name = f"{type(model).__name__} (model_type {config.model_type!r})"
+    if config.model_type not in SUPPORTED:
+        raise ValueError(f"{name}: shared prefixes are supported for model types {', '.join(SUPPORTED)}")
+    if config._attn_implementation not in ("sdpa", "eager"):
+        raise ValueError(
+            f"{name}: got attention {config._attn_implementation!r}, expected 'sdpa' or 'eager', which take a mask of any "
+            "form; load the model with attn_implementation='sdpa'"
+        )
+    other = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
+    if other or getattr(config, "use_sliding_window", False):
+        raise ValueError(
+            f"{name}: every layer has to see the whole prefix, got {', '.join(other) or 'a sliding window'}"
+        )
+    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if rope in ("dynamic", "longrope"):
+        raise ValueError(
+            f"{name}: rotary embedding {rope!r} depends on the length of the sequence, which branches differ in"
+        )
+
+
+def last_logits(
+    model: Any,
+    sequences: Sequence[Sequence[int]],
+    columns: Sequence[int] | None = None,
+    *,
+    chunk_tokens: int = CHUNK_TOKENS,
+    counts: Counts | None = None,
+) -> Tensor:
+    """Logits of what follows each sequence, float32 (S, V); V is the vocabulary, or `columns` if given.
+
+    With `columns` these alone are computed, in float32 also where the model is not: rounded logits would make ties.
+
+    Raises:
+        ValueError: the model is not supported (see `check`), or a sequence is empty.
+    """
+    trie = Trie.of(sequences)
+    hidden = hidden_states(model, trie, chunk_tokens=chunk_tokens, counts=counts)[[path[-1] for path in trie.paths]]
+    head = model.get_output_embeddings()
+    if columns is None:
+        return torch.as_tensor(head(hidden)).float()
+    rows = torch.tensor(columns, device=hidden.device)
+    bias = None if head.bias is None else head.bias[rows].float()
+    return torch.nn.functional.linear(hidden.float(), head.weight[rows].float(), bias)
+
+
+def sequence_logprobs(
+    model: Any,
+    sequences: Sequence[Sequence[int]],
+    starts: Sequence[int],
+    *,
+    chunk_tokens: int = CHUNK_TOKENS,
+    counts: Counts | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Sum of log P(token | all tokens before it) over each sequence from its start on, and over how many tokens.
+
+    Both (S,), in nats and float32, and in tokens. The mean is their quotient.
+
+    Raises:
+        ValueError: the model is not supported (see `check`), or a start lies outside 1 to the length of its sequence - 1.
+    """
+    for sequence, start in zip(sequences, starts, strict=True):
+        if not 1 <= start < len(sequence):
+            raise ValueError(
+                f"got start {start} in a sequence of {len(sequence)} tokens, expected 1 to {len(sequence) - 1}"
+            )
+    trie = Trie.of(sequences)
+    hidden = hidden_states(model, trie, chunk_tokens=chunk_tokens, counts=counts)
+    scored = [path[start:] for path, start in zip(trie.paths, starts, strict=True)]
+    before = {
+        n: p for path, s in zip(trie.paths, starts, strict=True) for p, n in zip(path[s - 1 :], path[s:], strict=False)
+    }
+    head = model.get_output_embeddings()
+    nodes = list(before)
+    pieces = []
+    for i in range(0, len(nodes), VOCABULARY_ROWS):
+        piece = nodes[i : i + VOCABULARY_ROWS]
+        targets = torch.tensor([trie.tokens[node] for node in piece], device=hidden.device)
+        logprobs = head(hidden[[before[node] for node in piece]]).float().log_softmax(-1)
+        pieces.append(logprobs.gather(-1, targets[:, None])[:, 0])
+    logprob = torch.cat(pieces)
+    row = {node: i for i, node in enumerate(nodes)}
+    sums = torch.stack([logprob[[row[node] for node in path]].sum() for path in scored])
+    return sums, torch.tensor([len(path) for path in scored], device=sums.device)
+
+
+def hidden_states(model: Any, trie: Trie, *, chunk_tokens: int = CHUNK_TOKENS, counts: Counts | None = None) -> Tensor:
+    """The last layer's normed output at each node of the trie, (N, H), in the model's type.
+
+    Raises:
+        ValueError: the model is not supported (see `check`).
+    """
+    check(model)
+    pieces: list[Tensor] = []
+    above: list[int] = []  # the ancestors of the next chunk's first node
+    past: Past = []
+    for start in range(0, len(trie.tokens), chunk_tokens):
+        stop = min(start + chunk_tokens, len(trie.tokens))
+        hidden, past = _forward(model, trie, start, stop, above, past)
+        pieces.append(hidden)
+        seen = [*above, *range(start, stop)]
+        places = [place for place, node in enumerate(seen) if trie.ends[node] > stop]
+        above = [seen[place] for place in places]
+        index = torch.tensor(places, dtype=torch.long, device=hidden.device)
+        past = [(keys.index_select(2, index), values.index_select(2, index)) for keys, values in past] if above else []
+    if counts is not None:
+        counts.run += sum(len(piece) for piece in pieces)
+        counts.unique += len(trie.tokens)
+    return torch.cat(pieces)
+
+
+def _forward(model: Any, trie: Trie, start: int, stop: int, above: list[int], past: Past) -> tuple[Tensor, Past]:
+    """Output (n, H) at the nodes start to stop - 1, and keys and values of `above` and these."""
+    from transformers import DynamicCache
+
+    tokens = torch.tensor([trie.tokens[start:stop]], device=model.device)
+    positions = torch.tensor([trie.depths[start:stop]], device=model.device)
+    cache = DynamicCache(config=model.config)
+    # A new cache each time: how to cut one differs between versions of transformers, how to fill one does not.
+    for layer, (keys, values) in enumerate(past):
+        cache.update(keys, values, layer)
+    is_chain = trie.depths[stop - 1] - trie.depths[start] == stop - 1 - start
+    output = model.base_model(
+        input_ids=tokens,
+        position_ids=positions,
+        attention_mask=None if is_chain else _mask(model, trie, start, stop, above),
+        past_key_values=cache,
+        use_cache=True,
+    )
+    layers: Any = cache.layers
+    return output.last_hidden_state[0], [(layer.keys, layer.values) for layer in layers]
+
+
+def _mask(model: Any, trie: Trie, start: int, stop: int, above: list[int]) -> Tensor:
+    """What is added to the attention scores, (1, 1, n, above + n): 0 to see oneself and one's ancestors, else -large."""
+    seen = [*above, *range(start, stop)]
+    node = torch.tensor(seen, device=model.device)
+    ends = torch.tensor([trie.ends[i] for i in seen], device=model.device)
+    own = node[len(above) :, None]
+    mask = torch.zeros(stop - start, len(seen), dtype=model.dtype, device=model.device)
+    return mask.masked_fill((node > own) | (own >= ends), torch.finfo(model.dtype).min)[None, None]

@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from hypothesis import given, settings, strategies as st
+
+from capreward.prefix import Counts, Trie, check, last_logits, sequence_logprobs
+
+VOCABULARY = 23
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+}
+
+
+def tiny(kind: str, **config: Any) -> Any:
+    """A random model, its weights large enough for sharp attention: faint ones would hide a wrong mask."""
+    torch.manual_seed(0)
+    made = getattr(transformers, f"{kind}Config")(**{**SIZES, "initializer_range": 0.3, **config})
+    return getattr(transformers, f"{kind}ForCausalLM")(made).eval()
+
+
+MODELS = {kind: tiny(kind, **({"head_dim": 8} if kind == "Qwen3" else {})) for kind in ("Llama", "Qwen2", "Qwen3")}
+EAGER = tiny("Llama", attn_implementation="eager")
+kinds = pytest.mark.parametrize("kind", MODELS)
+
+
+def plain(model: Any, sequence: Sequence[int]) -> Any:
+    """Logits (T, V) of the plain forward over one sequence."""
+    return model(input_ids=torch.tensor([sequence]), use_cache=False).logits[0]
+
+
+@st.composite
+def families(draw: Any) -> list[list[int]]:
+    """Sequences that continue each other: nested beginnings, duplicates, a sequence within another, strangers."""
+    token = st.integers(0, VOCABULARY - 1)
+    sequences = [draw(st.lists(token, min_size=1, max_size=12))]
+    for _ in range(draw(st.integers(0, 7))):
+        parent = draw(st.sampled_from(sequences))
+        kept = draw(st.integers(0, len(parent)))
+        sequences.append([*parent[:kept], *draw(st.lists(token, min_size=0 if kept else 1, max_size=8))])
+    return draw(st.permutations(sequences))
+
+
+@kinds
+@settings(max_examples=40)
+@given(sequences=families(), chunk_tokens=st.integers(1, 40))
+def test_last_logits_are_those_of_the_plain_forward(kind: str, sequences: list[list[int]], chunk_tokens: int) -> None:
+    model = MODELS[kind]
+    with torch.no_grad():
+        expected = torch.stack([plain(model, sequence)[-1] for sequence in sequences])
+        torch.testing.assert_close(
+            last_logits(model, sequences, chunk_tokens=chunk_tokens), expected, atol=1e-5, rtol=1e-5
+        )
+        columns = [5, 1, 5]
+        some = last_logits(model, sequences, columns, chunk_tokens=chunk_tokens)
+        torch.testing.assert_close(some, expected[:, columns], atol=1e-5, rtol=1e-5)
+
+
+@kinds
+@settings(max_examples=30)
+@given(sequences=families(), chunk_tokens=st.integers(1, 40), data=st.data())
+def test_logprobs_are_those_of_the_plain_forward(
+    kind: str, sequences: list[list[int]], chunk_tokens: int, data: st.DataObject
+) -> None:
+    sequences = [[0, 1, *sequence] for sequence in sequences]
+    starts = [data.draw(st.integers(1, len(sequence) - 1)) for sequence in sequences]
+    with torch.no_grad():
+        sums, tokens = sequence_logprobs(MODELS[kind], sequences, starts, chunk_tokens=chunk_tokens)
+        for sequence, start, total, n in zip(sequences, starts, sums, tokens, strict=True):
+            logprobs = plain(MODELS[kind], sequence).log_softmax(-1)
+            expected = sum(logprobs[i - 1, sequence[i]] for i in range(start, len(sequence)))
+            assert total.item() == pytest.approx(float(expected), rel=1e-5, abs=1e-5)
+            assert n == len(sequence) - start
+
+
+@given(families(), st.integers(1, 40))
+def test_every_beginning_runs_once(sequences: list[list[int]], chunk_tokens: int) -> None:
+    counts = Counts()
+    with torch.no_grad():
+        last_logits(MODELS["Llama"], sequences, [0], chunk_tokens=chunk_tokens, counts=counts)
+    beginnings = {tuple(sequence[:n]) for sequence in sequences for n in range(1, len(sequence) + 1)}
+    assert counts == Counts(len(beginnings), len(beginnings))
+
+
+def test_trie_by_hand() -> None:
+    trie = Trie.of([[7, 8, 9], [7, 8], [7, 5], [7, 8, 9]])
+    assert trie.tokens == [7, 5, 8, 9]
+    assert trie.depths == [0, 1, 1, 2]
+    assert trie.ends == [4, 2, 4, 4]
+    assert trie.paths == [[0, 2, 3], [0, 2], [0, 1], [0, 2, 3]]
+
+
+def test_counts_add_up_over_calls() -> None:
+    counts = Counts()
+    for _ in range(2):
+        last_logits(MODELS["Llama"], [[1, 2, 3], [1, 2, 4, 5]], counts=counts)
+    assert counts == Counts(10, 10)
+
+
+def test_chunks_are_full_and_keep_only_the_way_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = MODELS["Llama"]
+    sizes = []
+    forward = model.model.forward
+
+    def spy(**kwargs: Any) -> Any:
+        past = kwargs["past_key_values"].get_seq_length()
+        sizes.append((past, kwargs["input_ids"].numel()))
+        return forward(**kwargs)
+
+    monkeypatch.setattr(model.model, "forward", spy)
+    last_logits(model, [[1] * 10 + [end, end] for end in range(2, 6)], chunk_tokens=4)
+    assert sizes == [(0, 4), (4, 4), (8, 4), (10, 4), (10, 2)]
+
+
+def test_eager_attention() -> None:
+    sequences = [[3, 4, 5], [3, 4, 6, 7], [8]]
+    expected = torch.stack([plain(EAGER, sequence)[-1] for sequence in sequences])
+    torch.testing.assert_close(last_logits(EAGER, sequences, chunk_tokens=2), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_bfloat16_stays_within_its_rounding() -> None:
+    model = tiny("Llama", initializer_range=0.1).to(torch.bfloat16)
+    sequences = [[3, 4, 5, end] for end in range(8)]
+    expected = torch.stack([plain(model, sequence)[-1] for sequence in sequences]).float()
+    for columns in (None, range(VOCABULARY)):
+        logits = last_logits(model, sequences, columns, chunk_tokens=4)
+        assert logits.dtype == torch.float32
+        torch.testing.assert_close(logits, expected, atol=0.03, rtol=0.03)
+
+
+def test_gradients_are_those_of_the_plain_forward() -> None:
+    model = tiny("Llama")
+    sequences = [[3, 4, 5], [3, 4, 6, 7], [3, 4, 6, 8]]
+    sum(plain(model, sequence)[-1, 2] for sequence in sequences).backward()
+    expected = [parameter.grad for parameter in model.parameters()]
+    model.zero_grad()
+    last_logits(model, sequences, chunk_tokens=2)[:, 2].sum().backward()
+    for parameter, gradient in zip(model.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, atol=1e-5, rtol=1e-4)
+
+
+def test_empty_sequence() -> None:
+    with pytest.raises(ValueError, match="empty"):
+        last_logits(MODELS["Llama"], [[1], []])
+
+
+@pytest.mark.parametrize("start", [0, 2])
+def test_start_outside_the_sequence(start: int) -> None:
+    with pytest.raises(ValueError, match=f"start {start} in a sequence of 2 tokens, expected 1 to 1"):
+        sequence_logprobs(MODELS["Llama"], [[1, 2]], [start])
+
+
+class TestCheck:
+    def test_other_architecture(self) -> None:
+        gpt2 = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=9))
+        with pytest.raises(ValueError, match=r"model_type 'gpt2'.*llama, qwen2"):
+            check(gpt2)
+
+    def test_sliding_window(self) -> None:
+        model = tiny("Qwen2", use_sliding_window=True, sliding_window=4, max_window_layers=1)
+        with pytest.raises(ValueError, match="whole prefix, got sliding_attention"):
+            check(model)
+
+    def test_attention_without_masks(self) -> None:
+        model = tiny("Llama")
+        model.config._attn_implementation = "flash_attention_2"
+        with pytest.raises(ValueError, match="'flash_attention_2', expected 'sdpa' or 'eager'"):
+            check(model)
+
+    def test_rotary_embedding_that_depends_on_length(self) -> None:
+        model = tiny("Llama")
+        model.config.rope_parameters = {**model.config.rope_parameters, "rope_type": "dynamic"}
+        with pytest.raises(ValueError, match="'dynamic' depends on the length"):
+            check(model)
