@@ -14,6 +14,7 @@ from capreward import (
     Coverage,
     Fluency,
     Lexical,
+    LikertJudge,
     LiteJudge,
     Missing,
     Precision,
@@ -23,6 +24,7 @@ from capreward import (
     RubricJudge,
     Score,
 )
+from capreward.judges import Reply
 from capreward.testing import HOSTILE, check_component
 
 ROUGE_L = Path(__file__).parent / "metrics" / "rouge_l" / "rouge_l.py"
@@ -34,6 +36,7 @@ COMPONENTS: dict[str, Callable[[LiteJudge], Component]] = {
     "precision against references": lambda judge: Precision(judge, against="references"),
     "coverage": Coverage,
     "fluency": Fluency,
+    "likert": lambda _: LikertJudge(FakeJudge(Reply((0.5,)))),  # the lite judge has no opinions
     "lexical": lambda _: Lexical(ROUGE_L, "rougeL"),
 }
 
@@ -48,7 +51,7 @@ class TestOurComponents:
         scores = asyncio.run(component.score(two_items))  # and it was not all missing, which would conform as well
         assert all(isinstance(score, Score) for score in scores)
 
-    @pytest.mark.parametrize("name", [name for name in COMPONENTS if name != "lexical"])
+    @pytest.mark.parametrize("name", [name for name in COMPONENTS if name not in ("lexical", "likert")])
     def test_conform_when_the_judge_fails(self, photos: list[Rollout], name: str) -> None:
         judge = FakeJudge(Missing(Reason.SERVER, "server is down"))
         check_component(COMPONENTS[name](judge), photos[:1])

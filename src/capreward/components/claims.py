@@ -82,8 +82,7 @@ class Precision:
             pointable is not asked, and it counts by the judge's probability that the references say it.
 
     Missing: the item has no image (`no_image`), facts (`no_facts`) or references (`no_reference`), or the judge failed.
-    A caption in which
-    the judge finds no statement scores 0.
+    A caption in which the judge finds no statement scores 0.
     With the lite judge, a statement is a sentence, so one wrong word among many right ones may pass.
     """
 
