@@ -68,7 +68,6 @@ def main() -> None:
     loop.answer(asked(captions[0], pool[:1])[0])
     timed: dict[str, list[float]] = {"judge": [], "loop": [], "one forward": []}
     expected, drawn, unanswered = [], [], 0
-    chances, named = [], []
     run, unique = judge.usage.input_tokens, 0
     for index, caption in enumerate(captions):
         requests = asked(caption, questions_of(pool, index, QUESTIONS))
@@ -84,15 +83,9 @@ def main() -> None:
                 unanswered += reply is None
                 drawn.append(float(reply == answer))
                 expected.append(float(tempered(probabilities)[answer]))
-                if reply is not None and reply < len(probabilities):
-                    chances.append(tempered(probabilities))
-                    named.append(np.eye(len(probabilities))[reply])
     run = judge.usage.input_tokens - run
     speeds = {name: 1 / statistics.mean(seconds) for name, seconds in timed.items()}
     error = float(np.sqrt(np.sum(np.array(expected) * (1 - np.array(expected))))) / len(expected)
-    # Over the four orders any preference for a letter averages out of the reward, so each letter is compared as well.
-    chance, letters = np.array(chances), np.array(named)
-    z = (letters - chance).sum(axis=0) / np.sqrt((chance * (1 - chance)).sum(axis=0))
     difference = statistics.mean(drawn) - statistics.mean(expected)
     headline = [
         {"name": "local judge", "value": speeds["judge"], "unit": "questions/s"},
@@ -103,7 +96,6 @@ def main() -> None:
         {"name": "expected reward, local judge at temperature 0.6", "value": statistics.mean(expected), "unit": ""},
         {"name": "mean reward, plain loop", "value": statistics.mean(drawn), "unit": ""},
         {"name": "their difference in standard errors", "value": difference / error, "unit": "z"},
-        {"name": "largest difference of a letter's frequency", "value": max(z, key=abs), "unit": "z"},
         {"name": "tokens run / unique tokens", "value": run / unique, "unit": ""},
     ]
     details = {
@@ -113,10 +105,6 @@ def main() -> None:
         "questions_in_plain_loop": len(drawn),
         "unanswered_in_plain_loop": unanswered,
         "standard_error_of_mean_reward": error,
-        "letters": [
-            {"letter": LETTERS[i], "local_judge": a, "plain_loop": b, "z": c}
-            for i, (a, b, c) in enumerate(zip(chance.mean(axis=0), letters.mean(axis=0), z, strict=True))
-        ],
         "tokens_run": run,
         "words_per_caption": statistics.mean(len(caption.split()) for caption in captions),
     }
