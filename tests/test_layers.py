@@ -18,8 +18,8 @@ LAYERS = [
     {"records", "prompts"},
     {"scoring", "data", "judges.base"},
     {"judges.chat"},
-    {"judges.parse"},
-    {"judges", "judges.lite", "judges.fake", "judges.openai", "judges.wrap", "judges.local"}
+    {"judges.parse", "judges.wrap"},
+    {"judges", "judges.lite", "judges.fake", "judges.openai", "judges.cache", "judges.local"}
     | {f"components.{name}" for name in ("qa", "rubric", "claims", "fluency", "length", "lexical", "likert")},
     {"components"},
     {"suite"},

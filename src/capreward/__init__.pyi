@@ -15,10 +15,11 @@ from capreward.components import (
 )
 from capreward.data import read_items as read_items, read_rollouts as read_rollouts
 from capreward.judges.base import Judge as Judge, Reply as Reply, Request as Request, Task as Task, Usage as Usage
+from capreward.judges.cache import Cached as Cached
 from capreward.judges.lite import LiteJudge as LiteJudge
 from capreward.judges.local import LocalJudge as LocalJudge
 from capreward.judges.openai import OpenAIJudge as OpenAIJudge
-from capreward.judges.wrap import Cached as Cached, Limited as Limited, Retried as Retried
+from capreward.judges.wrap import Limited as Limited, Retried as Retried
 from capreward.missing import Missing as Missing, Reason as Reason
 from capreward.records import (
     Criterion as Criterion,
