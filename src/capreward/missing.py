@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 
@@ -33,3 +33,10 @@ class Missing:
 
     reason: Reason
     detail: str = ""
+    raw: str = field(default="", repr=False)
+    """What the judge said, word for word, where it spoke but `judges.parse` could not read it, or it was cut."""
+
+    @property
+    def unread(self) -> bool:
+        """Whether a better parser may yet read what was said. What was cut stays unanswered, even if it happens to parse."""
+        return self.reason is Reason.UNPARSEABLE and bool(self.raw)

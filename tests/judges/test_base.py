@@ -127,6 +127,11 @@ class TestAskEach:
         assert reply.reason is Reason.UNPARSEABLE
         assert reply.detail.startswith(detail)
 
+    def test_words_of_an_incomplete_reply_are_not_for_the_parser(self) -> None:
+        judge = FakeJudge(Reply((), raw="A cup, I think."))  # "A", to a parser that looks for letters
+        ((reply,),) = asyncio.run(ask_each(judge, [[request("a", "x", "y")]]))
+        assert (reply.raw, reply.unread) == ("", False)
+
     def test_what_the_judge_said_is_cut_short(self) -> None:
         judge = FakeJudge(Reply((), raw="no " * 1000))
         ((reply,),) = asyncio.run(ask_each(judge, [[request("a", "x")]]))

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import random
+import re
 import signal
 import sqlite3
 import subprocess
@@ -31,9 +32,9 @@ from judges.doubles import (
     until,
 )
 
-from capreward import Missing
+from capreward import Missing, Reason
 from capreward.errors import InputError
-from capreward.judges import Reply, Request, Sampling, Task, cache
+from capreward.judges import Reply, Request, Sampling, Task, cache, parse
 from capreward.judges.cache import Cached
 from capreward.judges.wrap import Limited, Retried
 
@@ -204,6 +205,64 @@ class TestCached:
         ask(judge, support("a"))
         judge.close()
         assert b"sk-secret" not in path.read_bytes()
+
+
+CHOICE = Request(Task.CHOOSE, "A cup.", ("white", "blue"), "Which colour?")
+VERDICTS = '{"verdicts": [{"number": 1, "why": "w", "holds": true}]}'
+
+
+class Talking(AsyncJudge):
+    """A language model that says one thing, whatever it is asked."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(lambda request: parse.parse(request, text))
+
+
+class TestWhatCouldNotBeRead:
+    def test_a_better_parser_needs_no_new_spending(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        inner = Talking("Answer: \ud800 B")
+        judge = Cached(Retried(inner, attempts=2, sleep=Naps()), path)
+        assert ask(judge, CHOICE) == [inner.respond(CHOICE)]
+        assert raws(ask(Cached(Talking("A"), path), support("else"))) == ["unparseable"]
+        assert len(inner.batches) == 2
+
+        monkeypatch.setattr(parse, "_LETTER", re.compile("Answer: \ud800 ([A-Z])"))
+        later = Cached(FakeJudge(), path)
+        for _ in range(2):
+            assert ask(later, CHOICE) == [Reply((0.0, 1.0), raw="Answer: \ud800 B")]
+        assert later.judge.asked == []  # type: ignore[attr-defined]
+        assert (later.usage.hits, later.usage.failures) == (2, 0)
+
+    def test_what_cannot_be_read_yet_is_asked_again(self, path: Path) -> None:
+        inner = Talking("Fine.")
+        judge = Cached(inner, path)
+        for _ in range(2):
+            assert raws(ask(judge, support("a"))) == ["unparseable"]
+        assert len(inner.batches) == 2
+        assert ask(Cached(Talking(VERDICTS), path), support("a")) == [Reply((1.0,), why=("w",), raw=VERDICTS)]
+        assert raws(ask(judge, support("a"))) == [VERDICTS]
+        assert len(inner.batches) == 2
+
+    def test_what_was_cut_is_kept_but_never_used(self, path: Path) -> None:
+        cut = Missing(Reason.TRUNCATED, "no end within 5 tokens", VERDICTS)
+        inner = FakeJudge(cut)
+        judge = Cached(inner, path)
+        for _ in range(2):
+            assert ask(judge, support("a")) == [cut]
+        assert len(inner.asked) == 2
+        assert json.loads(rows(path, "SELECT missing FROM unread")[0][0])["raw"] == VERDICTS
+
+    @pytest.mark.parametrize("damage", ["'{'", "'null'", "'{}'", "x'ff00'", '\'{"reason": "tired", "raw": "A"}\''])
+    def test_a_damaged_row_counts_as_not_there(self, path: Path, damage: str) -> None:
+        ask(Cached(Talking("Fine."), path), CHOICE)
+        rows(path, f"UPDATE unread SET missing = {damage}")
+        assert raws(ask(Cached(Talking("A"), path), CHOICE)) == ["A"]
+
+    def test_a_file_from_before_it_was_kept(self, path: Path) -> None:
+        ask(Cached(AsyncJudge(), path), support("a"))
+        rows(path, "DROP TABLE unread")
+        for _ in range(2):
+            assert raws(ask(Cached(Talking("Fine."), path), support("a"), support("b"))) == ["a", "unparseable"]
 
 
 class Gate:

@@ -117,6 +117,21 @@ def test_every_failure_has_its_reason_and_sinks_no_other_request(answer: Any, re
     assert judge.usage.failures == 1
 
 
+@pytest.mark.parametrize(
+    ("answer", "raw", "unread"),
+    [
+        (completion("All is fine."), "All is fine.", True),
+        (completion(VERDICTS, finish="length"), VERDICTS, False),  # cut, though it happens to parse
+        (completion(""), "", False),
+        ({"choices": []}, "", False),
+    ],
+)
+def test_what_was_said_is_kept_where_it_cannot_be_used(answer: Any, raw: str, unread: bool) -> None:
+    (reply,) = ask(answer, SUPPORT)[1]
+    assert isinstance(reply, Missing)
+    assert (reply.raw, reply.unread) == (raw, unread)
+
+
 def test_timeout() -> None:
     def slow(_: Body) -> Body:
         time.sleep(1)

@@ -32,6 +32,7 @@ def test_what_is_no_letter_is_not_guessed(text: str) -> None:
     assert isinstance(reply, Missing)
     assert reply.reason is Reason.UNPARSEABLE
     assert repr(text) in reply.detail
+    assert reply.raw == text
 
 
 def test_probabilities_of_letters_are_added_up_over_spellings_and_renormalised() -> None:
@@ -42,7 +43,7 @@ def test_probabilities_of_letters_are_added_up_over_spellings_and_renormalised()
 
 def test_without_a_letter_among_the_tokens_the_text_decides() -> None:
     assert from_letters(CHOICE, {"The": 1.0}, "C") == Reply((0.0, 0.0, 1.0), raw="C")
-    assert isinstance(from_letters(CHOICE, {"The": 1.0}, "The"), Missing)
+    assert from_letters(CHOICE, {"The": 1.0}, "The").raw == "The"
 
 
 def test_verdicts_come_back_in_the_order_of_the_options() -> None:
@@ -55,6 +56,7 @@ def test_verdicts_come_back_in_the_order_of_the_options() -> None:
     ("text", "said"),
     [
         ("", "not JSON"),
+        ("[" * 100_000, "not JSON"),
         ("All criteria are met.", "not JSON"),
         (verdicts(holds(1), holds(2))[:-4], "not JSON"),
         ("[]", "expected an object with a list 'verdicts'"),
@@ -74,6 +76,7 @@ def test_incomplete_verdicts_are_missing(text: str, said: str) -> None:
     assert isinstance(reply, Missing)
     assert reply.reason is Reason.UNPARSEABLE
     assert said in reply.detail
+    assert reply.raw == text
 
 
 def test_verify_needs_both() -> None:

@@ -33,6 +33,10 @@ from capreward.judges import Judge, Reply, Request, Task
 from capreward.judges.cache import Cached
 from capreward.judges.wrap import Limited, Retried
 
+SAID = Missing(Reason.UNPARSEABLE, "not JSON", "All is fine.")
+SILENT = Missing(Reason.UNPARSEABLE, "the server answered without a message")
+CUT = Missing(Reason.TRUNCATED, "no end", "All is")
+
 WRAPPERS = [
     pytest.param(lambda judge, path: Cached(judge, path), id="Cached"),
     pytest.param(lambda judge, _path: Limited(judge, 3), id="Limited"),
@@ -229,6 +233,28 @@ class TestRetried:
         inner = Failing(Reply((), raw="hm"), Reply((2.0,)), Reply((1.0,)))
         assert ask(Retried(inner, sleep=Naps()), support("a")) == [Reply((1.0,))]
         assert len(inner.batches) == 3
+
+    @pytest.mark.parametrize("options", [{}, {"batch_deadline": PATIENCE}])
+    @pytest.mark.parametrize(
+        ("outcomes", "standing"),
+        [
+            ([SAID, DOWN, CUT], SAID),
+            ([CUT, SAID, DOWN], SAID),
+            ([SAID, Missing(Reason.UNPARSEABLE, raw="again"), DOWN], Missing(Reason.UNPARSEABLE, raw="again")),
+            ([CUT, SILENT, DOWN], DOWN),
+            ([SAID, REFUSED], SAID),
+        ],
+    )
+    def test_what_was_said_is_not_lost_to_a_later_failure(
+        self, options: dict[str, Any], outcomes: list[Missing], standing: Missing
+    ) -> None:
+        inner = Failing(*outcomes)
+        assert ask(Retried(inner, attempts=3, sleep=Naps(), **options), support("a")) == [standing]
+        assert len(inner.batches) == len(outcomes)
+
+    def test_what_was_said_is_not_lost_to_the_deadline(self) -> None:
+        judge = Retried(Failing(SAID), base=1000.0, batch_deadline=0.1, rng=random.Random(0))
+        assert ask(judge, support("a")) == [SAID]
 
     @pytest.mark.parametrize("attempts", [1, 2, 5])
     def test_gives_up_with_the_last_failure(self, attempts: int) -> None:

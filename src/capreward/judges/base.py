@@ -166,4 +166,5 @@ def complete_reply(request: Request, reply: Reply | Missing) -> Reply | Missing:
         detail = f"probabilities that do not add up to 1: {reply.values}"
     else:
         return reply
+    # Without `raw`: whoever gave these values has a format of its own, in which `judges.parse` must not look for an answer.
     return Missing(Reason.UNPARSEABLE, f"{request.task}: {detail}; the judge said {reply.raw[:200]!r}")

@@ -20,6 +20,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from capreward.errors import InputError
 from capreward.judges.base import Judge, Reply, Request, ask_each, complete_reply
+from capreward.judges.parse import parse
 from capreward.judges.wrap import Wrapper, books, require_positive
 from capreward.missing import Missing, Reason
 
@@ -41,7 +42,8 @@ class Cached(Wrapper):
 
     A reply is known by `request.key(judge.name)`: everything that could change it. Failures are not kept, nor are replies that do
     not answer every option: they are asked again next time. A reply is handed out only when it is written, so whatever
-    became of the process, nothing that was handed out is asked again.
+    became of the process, nothing that was handed out is asked again. What the judge said and could not be read is kept
+    too: it is parsed again each time, and asked again only if today's parser cannot read it either.
 
     Identical requests are one request, in a batch, among all tasks, threads and event loops of this process (they share the
     reply, the failure or the exception) and among all processes that use the file. There, who asks leaves a claim
@@ -193,15 +195,18 @@ class _Store:
         return found, free
 
     def keep(self, requests: Mapping[str, Request], answers: Mapping[str, Reply | Missing], judge: str) -> None:
-        """Writes the replies among the answers, and gives up the claims on all."""
+        """Writes the replies among the answers, and what was said elsewhere; gives up the claims on all."""
         now = time.time()
-        rows = [
-            (key, judge, requests[key].task, now, json.dumps(asdict(reply), default=float))
-            for key, reply in answers.items()
-            if isinstance(reply, Reply)
-        ]
+        replies, unread = [], []
+        for key, answer in answers.items():
+            row = (key, judge, requests[key].task, now, json.dumps(asdict(answer), default=float))
+            if isinstance(answer, Reply):
+                replies.append(row)
+            elif answer.raw:
+                unread.append(row)
         with self._writing() as db:
-            db.executemany("INSERT OR REPLACE INTO replies VALUES (?, ?, ?, ?, ?)", rows)
+            db.executemany("INSERT OR REPLACE INTO replies VALUES (?, ?, ?, ?, ?)", replies)
+            db.executemany("INSERT OR REPLACE INTO unread VALUES (?, ?, ?, ?, ?)", unread)
             self._delete_claims(answers)
 
     def release(self, keys: Iterable[str]) -> None:
@@ -223,6 +228,11 @@ class _Store:
         for key, text in self._select("key, CAST(reply AS BLOB) FROM replies", wanted):
             reply = _decode(text)
             if reply is not None and isinstance(complete_reply(wanted[key], reply), Reply):
+                found[key] = reply
+        rest = [key for key in wanted if key not in found]
+        for key, text in self._select("key, CAST(missing AS BLOB) FROM unread", rest):
+            reply = _parse_again(wanted[key], text)
+            if reply is not None:
                 found[key] = reply
         rest = [key for key in wanted if key not in found]
         claims = [
@@ -267,10 +277,12 @@ class _Store:
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS replies
     (key TEXT PRIMARY KEY, judge TEXT NOT NULL, task TEXT NOT NULL, created REAL NOT NULL, reply TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS unread
+    (key TEXT PRIMARY KEY, judge TEXT NOT NULL, task TEXT NOT NULL, created REAL NOT NULL, missing TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS claims
     (key TEXT PRIMARY KEY, owner TEXT NOT NULL, host TEXT NOT NULL, pid INTEGER NOT NULL, until REAL NOT NULL);
 """
-"""`created` and `until` are seconds since 1970; `reply` is a Reply as JSON."""
+"""`created` and `until` are seconds since 1970; `reply` is a Reply as JSON, `missing` a Missing that holds what was said."""
 
 
 def _connect(path: Path) -> sqlite3.Connection:
@@ -309,6 +321,17 @@ def _decode(text: bytes) -> Reply | None:
         return Reply(tuple(map(float, values)), tuple(map(str, texts)), tuple(map(str, why)), str(raw))
     except (ValueError, TypeError, KeyError):
         return None
+
+
+def _parse_again(request: Request, text: bytes) -> Reply | None:
+    """What today's parser reads in the words that a row of `unread` holds; None if nothing, or if the row is damaged."""
+    try:
+        fields = json.loads(text)
+        missing = Missing(Reason(fields["reason"]), raw=str(fields["raw"]))
+    except (ValueError, TypeError, KeyError):
+        return None
+    reply = parse(request, missing.raw) if missing.unread else None
+    return reply if isinstance(reply, Reply) else None
 
 
 def _lives(pid: int) -> bool:

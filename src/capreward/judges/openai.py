@@ -171,7 +171,7 @@ class OpenAIJudge:
             return Missing(Reason.REFUSED, self._safe(getattr(choice.message, "refusal", None) or "content filter"))
         if request.task is not Task.CHOOSE:
             if choice.finish_reason == "length":
-                return Missing(Reason.TRUNCATED, f"no end within {self.max_tokens} tokens: ...{text[-100:]!r}")
+                return Missing(Reason.TRUNCATED, f"no end within {self.max_tokens} tokens: ...{text[-100:]!r}", text)
             return parse(request, text)
         first = choice.logprobs.content if choice.logprobs and choice.logprobs.content else []
         if request.sampling.temperature or not first:

@@ -18,12 +18,12 @@ _FENCED = re.compile(r"\s*```(?:json)?\s*(.*?)```\s*", re.DOTALL)
 def parse(request: Request, text: str) -> Reply | Missing:
     """The reply that `text` holds.
 
-    Every option has to be answered exactly once and in its range; else Missing(unparseable), which quotes the text.
+    Every option has to be answered exactly once and in its range; else Missing(unparseable), which keeps the text.
     """
     try:
         return _choice(request, text) if request.task is Task.CHOOSE else _structured(request, text)
     except _Unusable as error:
-        return Missing(Reason.UNPARSEABLE, f"{request.task}: {error}; the judge said {text[:200]!r}")
+        return Missing(Reason.UNPARSEABLE, f"{request.task}: {error}; the judge said {text[:200]!r}", text)
 
 
 def from_letters(request: Request, probabilities: Mapping[str, float], text: str) -> Reply | Missing:
@@ -56,7 +56,7 @@ def _structured(request: Request, text: str) -> Reply:
     fenced = _FENCED.fullmatch(text)
     try:
         data = json.loads(fenced[1] if fenced else text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _Unusable(f"not JSON ({error})") from None
     if request.task is Task.EXTRACT:
         statements = _list(data, "statements")

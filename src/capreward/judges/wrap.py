@@ -172,24 +172,31 @@ class Retried(Wrapper):
         self._sleep = sleep
 
     async def _ask(self, requests: list[Request]) -> list[Reply | Missing]:
-        if self.deadline is None and self.batch_deadline is None:
-            return await self._attempts(requests)
         seconds = self.batch_deadline
+        late = Missing(Reason.TIMEOUT, f"{self.name}: batch not answered within {seconds} s")
+        if self.deadline is None and seconds is None:
+            return await self._attempts(requests, [late] * len(requests))
         end = None if seconds is None else asyncio.get_running_loop().time() + seconds
-        late: list[Reply | Missing] = [Missing(Reason.TIMEOUT, f"{self.name}: batch not answered within {seconds} s")]
-        alone = (_by(asyncio.timeout_at(end), self._attempts([request]), late) for request in requests)
-        return [reply for [reply] in await side_by_side(alone)]
 
-    async def _attempts(self, requests: list[Request]) -> list[Reply | Missing]:
-        """Replies to the requests, each asked until it is answered, fails for good, or has used up its attempts."""
-        replies = await self._attempt(requests)
-        for attempt in range(1, self.attempts):
-            failed = [n for n, reply in enumerate(replies) if _reason(reply) in self.retry_on]
+        async def alone(request: Request) -> Reply | Missing:
+            last: list[Reply | Missing] = [late]
+            in_time = await _by(asyncio.timeout_at(end), self._attempts([request], last), None)
+            return in_time[0] if in_time else _standing(last[0], late)
+
+        return await side_by_side(alone(request) for request in requests)
+
+    async def _attempts(self, requests: list[Request], replies: list[Reply | Missing]) -> list[Reply | Missing]:
+        """Asks each request until it is answered, fails for good, or has used up its attempts; fills `replies` meanwhile."""
+        failed = list(range(len(requests)))
+        for attempt in range(self.attempts):
+            if attempt:
+                await self._sleep(self._uniform(0.0, min(self.cap, self.base * 2.0 ** (attempt - 1))))
+            outcomes = dict(zip(failed, await self._attempt([requests[n] for n in failed]), strict=True))
+            for n, reply in outcomes.items():
+                replies[n] = _standing(replies[n], reply)
+            failed = [n for n, reply in outcomes.items() if _reason(reply) in self.retry_on]
             if not failed:
                 break
-            await self._sleep(self._uniform(0.0, min(self.cap, self.base * 2.0 ** (attempt - 1))))
-            for n, reply in zip(failed, await self._attempt([requests[n] for n in failed]), strict=True):
-                replies[n] = reply
         return replies
 
     async def _attempt(self, requests: list[Request]) -> list[Reply | Missing]:
@@ -198,6 +205,13 @@ class Retried(Wrapper):
         ]
         [replies] = await _by(asyncio.timeout(self.deadline), ask_each(self.judge, [requests]), late)
         return replies
+
+
+def _standing(before: Reply | Missing, after: Reply | Missing) -> Reply | Missing:
+    """What holds after another attempt: its outcome, but what a better parser may read yields to no other kind of failure."""
+    if isinstance(before, Missing) and before.unread and isinstance(after, Missing) and not after.unread:
+        return before
+    return after
 
 
 def _reason(reply: Reply | Missing) -> Reason | None:
