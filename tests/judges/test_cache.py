@@ -186,9 +186,10 @@ class TestCached:
         ask(Cached(FakeJudge(echo), str(tmp_path / "a" / "b" / "cache")), support("a"))
         assert (tmp_path / "a" / "b" / "cache").exists()
 
-    def test_wrong_claim_seconds(self, path: Path) -> None:
-        with pytest.raises(InputError, match="claim_seconds=0"):
-            Cached(FakeJudge(), path, claim_seconds=0)
+    @pytest.mark.parametrize("wrong", ["claim_seconds", "chunk"])
+    def test_wrong_numbers(self, path: Path, wrong: str) -> None:
+        with pytest.raises(InputError, match=f"Cached: got {wrong}=0"):
+            Cached(FakeJudge(), path, **{wrong: 0})
 
     def test_close_leaves_one_file_and_ask_opens_it_again(self, path: Path) -> None:
         judge = Cached(FakeJudge(echo), path)
@@ -205,6 +206,76 @@ class TestCached:
         ask(judge, support("a"))
         judge.close()
         assert b"sk-secret" not in path.read_bytes()
+
+
+class TestParts:
+    """A batch is asked and written in parts, so that what is finished is kept."""
+
+    def test_what_is_asked_about_one_text_stays_together(self, path: Path) -> None:
+        inner = AsyncJudge()
+        texts = [*"abcabcabdde", *"ffffff"]
+        requests = [support(text, question=str(n)) for n, text in enumerate(texts)]
+        assert raws(ask(Cached(inner, path, chunk=5), *requests)) == texts
+        assert ["".join(batch) for batch in inner.batches] == ["aaa", "bbbcc", "dde", "fffff", "f"]
+
+    def test_a_straggler_holds_no_other_part_up(self, path: Path) -> None:
+        async def answer(request: Request) -> Reply:
+            if request.context == "0":
+                await until(lambda: len(rows(path, "SELECT * FROM replies")) == 8)  # all but its own part
+            return echo(request)
+
+        assert raws(ask(Cached(Limited(AsyncJudge(answer), 2), path, chunk=2), *numbered(10))) == [*"0123456789"]
+
+    def test_finished_parts_outlive_a_cancelled_batch(self, path: Path) -> None:
+        async def main() -> None:
+            gate = Gate()
+            inner = AsyncJudge(lambda request: gate(request) if request.context in "57" else echo(request))
+            judge = Cached(inner, path, chunk=3)
+            task = asyncio.create_task(judge.ask(numbered(10)))
+            await until(lambda: len(rows(path, "SELECT * FROM replies")) == 4)
+            assert raws(await judge.ask(numbered(3))) == ["0", "1", "2"]  # handed out already
+            task.cancel()
+            await asyncio.wait([task])
+            gate.opened.set()
+            assert raws(await judge.ask(numbered(10))) == [*"0123456789"]
+            assert inner.batches == [[*"012"], [*"345"], [*"678"], [*"9"], [*"345"], [*"678"]]
+            assert judge._flights == {}
+
+        run(main())
+        assert rows(path, "SELECT * FROM claims") == []
+
+    def test_finished_parts_outlive_a_broken_judge(self, path: Path) -> None:
+        async def broken() -> Reply:
+            await until(lambda: len(rows(path, "SELECT * FROM replies")) == 2)
+            raise ValueError("broken")
+
+        judge = Cached(AsyncJudge(lambda request: broken() if request.context == "3" else echo(request)), path, chunk=2)
+        with pytest.raises(ValueError, match="broken"):
+            ask(judge, *numbered(4))
+        inner = AsyncJudge()
+        assert raws(ask(Cached(inner, path), *numbered(4))) == [*"0123"]
+        assert inner.batches == [["2", "3"]]
+
+    def test_finished_parts_outlive_a_killed_process(self, path: Path) -> None:
+        script = """
+class Stuck(FunctionJudge):
+    async def ask(self, requests):
+        if any(int(request.context) >= 6 for request in requests):
+            await asyncio.Event().wait()
+        return await super().ask(requests)
+judge = Stuck(lambda request: Reply((0.5,), raw=request.context), name="fake")
+asyncio.run(Cached(judge, sys.argv[1], chunk=3).ask([support(str(n)) for n in range(10)]))
+"""
+        Cached(FakeJudge(), path).close()  # makes the file
+        process = start(script, path)
+        try:
+            run(until(lambda: len(rows(path, "SELECT * FROM replies")) == 6))
+        finally:
+            process.kill()
+            process.communicate()
+        inner = AsyncJudge()
+        assert raws(ask(Cached(inner, path), *numbered(10))) == [*"0123456789"]
+        assert inner.batches == [[*"6789"]]
 
 
 CHOICE = Request(Task.CHOOSE, "A cup.", ("white", "blue"), "Which colour?")

@@ -21,7 +21,7 @@ from typing import Any, ParamSpec, TypeVar
 from capreward.errors import InputError
 from capreward.judges.base import Judge, Reply, Request, ask_each, complete_reply
 from capreward.judges.parse import parse
-from capreward.judges.wrap import Wrapper, books, require_positive
+from capreward.judges.wrap import Wrapper, books, require_positive, side_by_side
 from capreward.missing import Missing, Reason
 
 P = ParamSpec("P")
@@ -33,7 +33,7 @@ BUSY_SECONDS = 60.0
 """How long a process waits for another one's writing to the cache before it gives up."""
 FIRST_POLL, LAST_POLL = 0.02, 0.5
 """Seconds between two looks for the reply to a question that another process is asking; growing from one to the other."""
-CHUNK = 500
+KEYS = 500
 """Keys in one SELECT; SQLite takes 999 at least."""
 
 
@@ -51,22 +51,25 @@ class Cached(Wrapper):
     one that waits asks by itself. When a task is cancelled, what it had asked for others is asked anew by one of them.
 
     The file is an SQLite database, for any number of processes on one machine (network file systems do not serve).
-    All new questions of a batch go to `judge` in one `ask`, and are written when that returns.
+    The new questions of a batch go to `judge` in parts, side by side, and each part is written when it is answered, so that an
+    interrupted batch keeps the parts that it has paid for. What is asked about one text stays in one part.
 
     Args:
         judge: who is asked.
         path: the file; made if it does not exist, with its folder. Several judges may share one.
         claim_seconds: after so many seconds without a sign of life, a claim whose owner cannot be seen to be dead falls too.
             Its owner renews it while its event loop runs.
+        chunk: questions in a part, at most. An engine in this process works on one part after another, so a part should
+            keep it busy: some times what it takes at once.
 
     Raises:
-        InputError: the file cannot be opened or is no SQLite database; `claim_seconds` is not above 0.
+        InputError: the file cannot be opened or is no SQLite database; `claim_seconds` or `chunk` is not above 0.
     """
 
-    def __init__(self, judge: Judge, path: str | Path, claim_seconds: float = 600.0) -> None:
+    def __init__(self, judge: Judge, path: str | Path, claim_seconds: float = 600.0, chunk: int = 1024) -> None:
         super().__init__(judge)
-        require_positive("Cached", claim_seconds=claim_seconds)
-        self.path, self.claim_seconds = Path(path), claim_seconds
+        require_positive("Cached", claim_seconds=claim_seconds, chunk=chunk)
+        self.path, self.claim_seconds, self.chunk = Path(path), claim_seconds, chunk
         self._start()
         self._store.run(lambda: None)  # a file that cannot be opened should show here
         _caches.add(self)
@@ -111,13 +114,17 @@ class Cached(Wrapper):
                 flights[key].set_result(reply)
                 del waiting[key]
 
+        async def ask(part: Mapping[str, Request]) -> None:
+            settle(await self._ask_judge(part))
+
         try:
             while waiting:
                 found, claimed = await asyncio.wrap_future(store.submit(store.look, waiting))
                 settle(found)
                 if claimed:
                     asked += len(claimed)
-                    settle(await self._ask_judge({key: waiting[key] for key in claimed}))
+                    parts = _parts({key: waiting[key] for key in claimed}, self.chunk)
+                    await side_by_side(ask(part) for part in parts)
                 elif waiting:
                     await asyncio.sleep(poll)
                     poll = min(LAST_POLL, 1.5 * poll)
@@ -248,8 +255,8 @@ class _Store:
     def _select(self, columns: str, keys: Iterable[str]) -> Iterator[tuple[Any, ...]]:
         """The rows of these keys, for `columns` as "a, b FROM table"."""
         keys = list(keys)
-        for start in range(0, len(keys), CHUNK):
-            chunk = keys[start : start + CHUNK]
+        for start in range(0, len(keys), KEYS):
+            chunk = keys[start : start + KEYS]
             yield from self._db.execute(f"SELECT {columns} WHERE key IN ({', '.join('?' * len(chunk))})", chunk)
 
     def _delete_claims(self, keys: Iterable[str]) -> None:
@@ -360,6 +367,21 @@ def _keys(requests: Iterable[Request], judge: str) -> list[str | Missing]:
             return Missing(Reason.NO_IMAGE, str(error))
 
     return [key(request) for request in requests]
+
+
+def _parts(requests: Mapping[str, Request], most: int) -> list[dict[str, Request]]:
+    """Parts of at most so many requests. Those that share a context stay together, unless they alone are more."""
+    contexts: dict[str, list[tuple[str, Request]]] = {}
+    for key, request in requests.items():
+        contexts.setdefault(request.context, []).append((key, request))
+    parts: list[dict[str, Request]] = [{}]
+    for group in contexts.values():
+        for start in range(0, len(group), most):
+            piece = group[start : start + most]
+            if len(parts[-1]) + len(piece) > most:
+                parts.append({})
+            parts[-1].update(piece)
+    return parts
 
 
 def _flight() -> Flight:
