@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -71,6 +72,31 @@ class TestRequestKey:
         (tmp_path / "a.png").write_bytes(b"image")
         by_path = Request(Task.VERIFY, "", ("a",), images=(tmp_path / "a.png",))
         assert by_path.key("judge") == Request(Task.VERIFY, "", ("a",), images=(b"image",)).key("judge")
+
+    def test_an_image_is_read_once_until_it_changes(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        image = tmp_path / "a.png"
+        read: list[Path] = []
+        read_bytes = Path.read_bytes
+        monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path) or read_bytes(path))  # type: ignore[func-returns-value]
+        monkeypatch.chdir(tmp_path)
+
+        def keys() -> set[str]:
+            paths = (image, image, Path("a.png"))
+            return {Request(Task.VERIFY, "", ("a",), images=(path,)).key("judge") for path in paths}
+
+        image.write_bytes(b"one")
+        first = keys()
+        image.write_bytes(b"three")  # another size
+        second = keys()
+        image.write_bytes(b"seven")
+        os.utime(image, ns=(0, 0))  # another time
+        third = keys()
+        assert [len(first), len(second), len(third)] == [1, 1, 1]
+        assert len(first | second | third) == 3
+        assert read == [image] * 3
+        image.unlink()
+        with pytest.raises(FileNotFoundError):
+            keys()
 
 
 class TestAskEach:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -57,15 +58,27 @@ class Request:
 
     def key(self, judge: str) -> str:
         """Hash of everything that could change the answer: judge, prompt, fields, images, sampling."""
-        images = [image.read_bytes() if isinstance(image, Path) else image for image in self.images]
         parts = {
             "judge": judge,
             "prompt": prompts.load(self.task).hash,
             "fields": [self.task, self.context, list(self.options), self.question],
-            "images": [hashlib.sha256(image).hexdigest() for image in images],
+            "images": [_digest(image) for image in self.images],
             "sampling": asdict(self.sampling),
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _digest(image: Path | bytes) -> str:
+    if isinstance(image, bytes):
+        return hashlib.sha256(image).hexdigest()
+    state = image.stat()
+    return _file_digest(image.absolute(), state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=2**16)
+def _file_digest(path: Path, _mtime_ns: int, _size: int) -> str:
+    """Of the file as it was at that time: many requests share an image, which is read for the first of them alone."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
