@@ -12,7 +12,7 @@ from hypothesis import given, strategies as st
 
 from capreward import LiteJudge, Missing, Reason, prompts
 from capreward.errors import ComponentError, InputError
-from capreward.judges import Judge, Reply, Request, Sampling, Task
+from capreward.judges import Judge, Reply, Request, Sampling, Task, Usage
 from capreward.judges.base import ask_each, require
 
 DOWN = Missing(Reason.SERVER, "server is down")
@@ -97,6 +97,41 @@ class TestRequestKey:
         image.unlink()
         with pytest.raises(FileNotFoundError):
             keys()
+
+
+class TestUsage:
+    def test_since_a_snapshot(self) -> None:
+        usage = Usage(requests=3, calls=2, seconds=0.5, money=1.0)
+        before = usage.snapshot()
+        usage.requests += 4
+        usage.money += 0.25
+        assert before == Usage(requests=3, calls=2, seconds=0.5, money=1.0)
+        assert usage.since(before) == Usage(requests=4, money=0.25)
+
+    @pytest.mark.parametrize(
+        ("usage", "line"),
+        [
+            (
+                Usage(1024, 512, 500, 12, 1_234_567, 30_000, 84.3, 1.234),
+                "1,024 requests: 512 calls, 500 cached, 12 failed; 1.23 M tokens in, 30 k out; 84 s waited; 1.23 spent",
+            ),
+            (Usage(), "0 requests"),
+            (Usage(requests=1, calls=1), "1 request: 1 call"),
+            (Usage(requests=2, hits=2), "2 requests: 2 cached"),
+            (Usage(requests=2, failures=2, seconds=9.96), "2 requests: 2 failed; 10 s waited"),
+            (Usage(requests=1, input_tokens=1, output_tokens=1), "1 request: 1 token in, 1 out"),
+            (Usage(requests=1, output_tokens=1, seconds=0.04), "1 request: 1 token out"),
+            (Usage(requests=1, output_tokens=999, seconds=1.26), "1 request: 999 tokens out; 1.3 s waited"),
+            (Usage(requests=1, input_tokens=999_499, money=0.004), "1 request: 999 k tokens in; less than 0.01 spent"),
+            (Usage(requests=1, input_tokens=999_500, money=0.005), "1 request: 1 M tokens in; 0.01 spent"),
+            (
+                Usage(requests=1, input_tokens=12_340_000_000, money=1234.5),
+                "1 request: 12.3 G tokens in; 1,234.50 spent",
+            ),
+        ],
+    )
+    def test_summary(self, usage: Usage, line: str) -> None:
+        assert usage.summary() == line
 
 
 class TestAskEach:

@@ -226,6 +226,21 @@ class TestParts:
 
         assert raws(ask(Cached(Limited(AsyncJudge(answer), 2), path, chunk=2), *numbered(10))) == [*"0123456789"]
 
+    def test_usage_is_live(self, path: Path) -> None:
+        async def main() -> None:
+            gate = Gate()
+            inner = AsyncJudge(lambda request: gate(request) if request.context == "3" else echo(request))
+            judge = Cached(Retried(Limited(inner)), path, chunk=1)
+            await judge.ask(numbered(2))
+            task = asyncio.create_task(judge.ask([*numbered(4), support("2")]))
+            await until(lambda: judge.usage.calls == 4)
+            assert (judge.usage.requests, judge.usage.hits) == (7, 3)  # two known, one twice in the batch
+            gate.opened.set()
+            await task
+            assert (judge.usage.requests, judge.usage.hits, judge.usage.calls) == (7, 3, 4)
+
+        run(main())
+
     def test_finished_parts_outlive_a_cancelled_batch(self, path: Path) -> None:
         async def main() -> None:
             gate = Gate()
@@ -765,10 +780,11 @@ class TestTogether:
         judge = Cached(Retried(Limited(inner, 2), sleep=Naps()), path)
         requests = [support("a"), support("flaky"), support("refused"), support("a")]
         assert raws(ask(judge, *requests)) == ["a", "flaky", "refused", "a"]
-        usage = judge.usage
-        assert (usage.requests, usage.calls, usage.hits, usage.failures) == (4, 5, 1, 1)
+        first = judge.usage
+        assert (first.requests, first.calls, first.hits, first.failures) == (4, 5, 1, 1)
         assert raws(ask(judge, *requests)) == ["a", "flaky", "refused", "a"]
-        assert (usage.requests, usage.calls, usage.hits, usage.failures) == (8, 6, 4, 2)
+        more = judge.usage.since(first)
+        assert (more.requests, more.calls, more.hits, more.failures) == (4, 1, 3, 1)
 
     def test_a_cache_inside_a_cache_adds_its_hits(self, path: Path, tmp_path: Path) -> None:
         inside = Cached(AsyncJudge(), tmp_path / "inside")

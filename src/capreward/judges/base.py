@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from functools import lru_cache
 from pathlib import Path
@@ -112,7 +112,44 @@ class Usage:
     seconds: float = 0.0
     """Waited for the model, added up over calls."""
     money: float = 0.0
-    """In the currency of the prices given; 0 without prices."""
+    """In the currency of the prices given; 0 without prices, as of engines in this process: they cost no money by the token."""
+
+    def snapshot(self) -> Usage:
+        """A copy, which stays as it is while the judge goes on counting."""
+        return replace(self)
+
+    def since(self, earlier: Usage) -> Usage:
+        """What has come on top of an earlier snapshot."""
+        return Usage(*(getattr(self, name) - getattr(earlier, name) for name in self.__slots__))
+
+    def summary(self) -> str:
+        """One line, without what is 0.
+
+        Such as "1,024 requests: 512 calls, 500 cached, 12 failed; 1.2 M tokens in, 30 k out; 84 s waited; 1.23 spent".
+        """
+        calls, read, written = self.calls, self.input_tokens, self.output_tokens
+        counts = [
+            (calls, f"{calls:,} {'call' if calls == 1 else 'calls'}"),
+            (self.hits, f"{self.hits:,} cached"),
+            (self.failures, f"{self.failures:,} failed"),
+        ]
+        tokens = [
+            (read, f"{_short(read)} {'token' if read == 1 else 'tokens'} in"),
+            (written, f"{_short(written)} {'' if read else 'token ' if written == 1 else 'tokens '}out"),
+        ]
+        waited = [(self.seconds >= 0.05, f"{self.seconds:,.{0 if self.seconds >= 9.95 else 1}f} s waited")]
+        spent = [(self.money, f"{self.money:,.2f} spent" if self.money >= 0.005 else "less than 0.01 spent")]
+        parts = [", ".join(text for shown, text in part if shown) for part in (counts, tokens, waited, spent)]
+        head = f"{self.requests:,} {'request' if self.requests == 1 else 'requests'}"
+        return ": ".join(filter(None, (head, "; ".join(filter(None, parts)))))
+
+
+def _short(number: int) -> str:
+    """Three digits and a unit, such as "1.23 M"."""
+    for size, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if number >= 0.9995 * size:
+            return f"{number / size:.3g} {unit}"
+    return str(number)
 
 
 @runtime_checkable
@@ -125,7 +162,11 @@ class Judge(Protocol):
     """What it can do."""
     images: bool
     """Whether it sees a request's images."""
-    usage: Usage
+
+    @property
+    def usage(self) -> Usage:
+        """What it has cost so far; a plain attribute serves."""
+        ...
 
     async def ask(self, requests: Sequence[Request]) -> Sequence[Reply | Missing]:
         """One reply a request, in the same order."""

@@ -87,8 +87,8 @@ class Cached(Wrapper):
     async def _ask(self, requests: list[Request]) -> list[Reply | Missing]:
         keys = await asyncio.to_thread(_keys, requests, self.name)
         wanted = {key: request for key, request in zip(keys, requests, strict=True) if isinstance(key, str)}
+        self._count_hits(sum(isinstance(key, str) for key in keys) - len(wanted))
         answers: dict[str, Reply | Missing] = {}
-        asked = 0
         while open_ := {key: request for key, request in wanted.items() if key not in answers}:
             with books:
                 led = {key: request for key, request in open_.items() if key not in self._flights}
@@ -96,18 +96,17 @@ class Cached(Wrapper):
                 flights = {key: self._flights[key] for key in open_}
             # Led before joined, so that no two tasks ever wait for each other.
             if led:
-                asked += await self._lead(led, flights)
+                await self._lead(led, flights)
             for key, flight in flights.items():
                 reply = flight.result() if flight.done() else await asyncio.wrap_future(flight)
                 if reply is not None:
                     answers[key] = reply
-        with books:
-            self._hits += sum(isinstance(key, str) for key in keys) - asked
+                    self._count_hits(key not in led)
         return [key if isinstance(key, Missing) else answers[key] for key in keys]
 
-    async def _lead(self, wanted: Mapping[str, Request], flights: Mapping[str, Flight]) -> int:
-        """Settles the flights of `wanted`; returns how many of them the judge was asked."""
-        store, waiting, asked, poll = self._store, dict(wanted), 0, FIRST_POLL
+    async def _lead(self, wanted: Mapping[str, Request], flights: Mapping[str, Flight]) -> None:
+        """Settles the flights of `wanted`."""
+        store, waiting, poll = self._store, dict(wanted), FIRST_POLL
 
         def settle(replies: Mapping[str, Reply | Missing]) -> None:
             for key, reply in replies.items():
@@ -121,8 +120,8 @@ class Cached(Wrapper):
             while waiting:
                 found, claimed = await asyncio.wrap_future(store.submit(store.look, waiting))
                 settle(found)
+                self._count_hits(len(found))
                 if claimed:
-                    asked += len(claimed)
                     parts = _parts({key: waiting[key] for key in claimed}, self.chunk)
                     await side_by_side(ask(part) for part in parts)
                 elif waiting:
@@ -140,7 +139,10 @@ class Cached(Wrapper):
                     del self._flights[key]
                     if not flights[key].done():
                         flights[key].set_result(None)
-        return asked
+
+    def _count_hits(self, count: int) -> None:
+        with books:
+            self._hits += count
 
     async def _ask_judge(self, requests: Mapping[str, Request]) -> dict[str, Reply | Missing]:
         """Replies of the judge to requests that this process holds the claims on; written when it returns."""

@@ -17,6 +17,7 @@ import threading
 import time
 import weakref
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from capreward.errors import InputError
@@ -33,17 +34,22 @@ books = threading.Lock()
 
 
 class Wrapper:
-    """A judge around a judge: passes on what that can do, and counts.
-
-    `usage` combines the two: requests and failures as this wrapper sees them, hits of both, and the rest from the judge
-    inside. It is brought up to date whenever an `ask` ends.
-    """
+    """A judge around a judge: passes on what that can do, and counts."""
 
     def __init__(self, judge: Judge) -> None:
         self.judge = judge
         self.name, self.tasks, self.images = judge.name, judge.tasks, judge.images
-        self.usage = Usage()
-        self._hits = 0
+        self._requests = self._hits = self._failures = 0
+
+    @property
+    def usage(self) -> Usage:
+        """As of now: requests and failures as this wrapper sees them, hits of both, and the rest from the judge inside.
+
+        Failures count when their `ask` ends, all else at once.
+        """
+        inner = self.judge.usage
+        with books:
+            return replace(inner, requests=self._requests, hits=self._hits + inner.hits, failures=self._failures)
 
     async def ask(self, requests: Sequence[Request]) -> list[Reply | Missing]:
         """One reply a request, in the same order.
@@ -53,24 +59,14 @@ class Wrapper:
             Exception: whatever the judge inside raises; that is no failed request but a broken judge or setting.
         """
         with books:
-            self.usage.requests += len(requests)
-        replies: list[Reply | Missing] = []
-        try:
-            replies = await self._ask(list(requests))
-        finally:
-            self._count(sum(isinstance(reply, Missing) for reply in replies))
+            self._requests += len(requests)
+        replies = await self._ask(list(requests))
+        with books:
+            self._failures += sum(isinstance(reply, Missing) for reply in replies)
         return replies
 
     async def _ask(self, requests: list[Request]) -> list[Reply | Missing]:
         raise NotImplementedError
-
-    def _count(self, failures: int) -> None:
-        inner = self.judge.usage
-        with books:
-            self.usage.failures += failures
-            self.usage.hits = self._hits + inner.hits
-            for name in ("calls", "input_tokens", "output_tokens", "seconds", "money"):
-                setattr(self.usage, name, getattr(inner, name))
 
 
 class Limited(Wrapper):
