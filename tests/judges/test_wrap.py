@@ -41,7 +41,7 @@ WRAPPERS = [
     pytest.param(lambda judge, path: Cached(judge, path), id="Cached"),
     pytest.param(lambda judge, _path: Limited(judge, 3), id="Limited"),
     pytest.param(lambda judge, _path: Retried(judge), id="Retried"),
-    pytest.param(lambda judge, _path: Retried(judge, deadline=PATIENCE), id="Retried-deadline"),
+    pytest.param(lambda judge, _path: Retried(judge, batch_deadline=PATIENCE), id="Retried-deadline"),
     pytest.param(lambda judge, path: Cached(Retried(Limited(judge, 3)), path), id="all"),
 ]
 
@@ -194,7 +194,29 @@ class TestLimited:
         ask(Limited(AsyncJudge(answer), per_second=200), *numbered(11))
         assert starts[-1] - starts[0] >= 9.5 / 200
 
-    @pytest.mark.parametrize("wrong", [{"concurrency": 0}, {"per_second": 0}, {"per_second": -1.0}])
+    def test_the_clock_of_a_request_does_not_run_while_it_waits(self) -> None:
+        async def answer(request: Request) -> Reply:
+            if request.context in "01":
+                await asyncio.Event().wait()
+            return echo(request)
+
+        inner = AsyncJudge(answer)
+        replies = ask(Limited(inner, 1, timeout=0.1), *numbered(4))  # the last two wait for 0.2 s
+        assert raws(replies) == ["timeout", "timeout", "2", "3"]
+        assert replies[0] == Missing(Reason.TIMEOUT, "fake: no reply within 0.1 s")
+        assert inner.inside == 0
+
+    def test_a_timed_out_request_is_asked_again(self) -> None:
+        async def answer(request: Request) -> Reply:
+            if request.context == "1" and inner.batches.count(["1"]) < 3:
+                await asyncio.Event().wait()
+            return echo(request)
+
+        inner = AsyncJudge(answer)
+        assert raws(ask(Retried(Limited(inner, timeout=0.05), sleep=Naps()), *numbered(3))) == ["0", "1", "2"]
+        assert sorted(inner.batches) == [["0"], ["1"], ["1"], ["1"], ["2"]]
+
+    @pytest.mark.parametrize("wrong", [{"concurrency": 0}, {"per_second": 0}, {"per_second": -1.0}, {"timeout": 0}])
     def test_wrong_limits(self, wrong: dict[str, Any]) -> None:
         with pytest.raises(InputError, match=next(iter(wrong))):
             Limited(FakeJudge(), **wrong)
@@ -271,26 +293,6 @@ class TestRetried:
         draws = random.Random(5)
         assert naps.seconds == [draws.uniform(0, longest) for longest in (0.5, 1.0, 2.0, 4.0, 4.0, 4.0)]
 
-    def test_deadline_of_an_attempt(self) -> None:
-        async def answer(request: Request) -> Reply:
-            if request.context == "1" and len([batch for batch in inner.batches if batch == ["1"]]) < 3:
-                await asyncio.Event().wait()
-            return echo(request)
-
-        inner = AsyncJudge(answer)
-        judge = Retried(inner, deadline=0.05, sleep=Naps())
-        assert raws(ask(judge, *numbered(3))) == ["0", "1", "2"]
-        assert sorted(inner.batches) == [["0"], ["1"], ["1"], ["1"], ["2"]]
-        assert inner.inside == 0
-
-    def test_deadline_every_time(self) -> None:
-        async def never(request: Request) -> Reply:
-            await asyncio.Event().wait()
-            return echo(request)
-
-        judge = Retried(AsyncJudge(never), attempts=2, deadline=0.02, sleep=Naps())
-        assert ask(judge, support("a")) == [Missing(Reason.TIMEOUT, "fake: no reply within 0.02 s")]
-
     def test_batch_deadline_keeps_what_is_answered(self) -> None:
         async def answer(request: Request) -> Reply | Missing:
             if request.context == "1":
@@ -306,11 +308,11 @@ class TestRetried:
         assert judge.usage.failures == 2
 
     def test_the_judges_own_timeout_error_is_not_swallowed(self) -> None:
-        judge = Retried(AsyncJudge(lambda _: TimeoutError("mine")), deadline=PATIENCE, batch_deadline=PATIENCE)
+        judge = Retried(Limited(AsyncJudge(lambda _: TimeoutError("mine")), timeout=PATIENCE), batch_deadline=PATIENCE)
         with pytest.raises(TimeoutError, match="mine"):
             ask(judge, support("a"))
 
-    @pytest.mark.parametrize("wrong", ["attempts", "base", "cap", "deadline", "batch_deadline"])
+    @pytest.mark.parametrize("wrong", ["attempts", "base", "cap", "batch_deadline"])
     def test_wrong_numbers(self, wrong: str) -> None:
         with pytest.raises(InputError, match=f"Retried: got {wrong}=0"):
             Retried(FakeJudge(), **{wrong: 0})

@@ -78,17 +78,21 @@ class Limited(Wrapper):
         judge: who is asked.
         concurrency: requests that are with the judge at once, at most; of each event loop, should there be several.
         per_second: requests started in a second, at most and evenly spaced; no limit when left out.
+        timeout: seconds for one request, from when it is put to the judge: waiting for its turn does not count. After that it
+            is Missing(timeout).
 
     Raises:
         InputError: a limit that is not above 0.
     """
 
-    def __init__(self, judge: Judge, concurrency: int = 64, per_second: float | None = None) -> None:
+    def __init__(
+        self, judge: Judge, concurrency: int = 64, per_second: float | None = None, timeout: float | None = None
+    ) -> None:
         super().__init__(judge)
         if concurrency < 1:
             raise InputError(f"Limited: got concurrency={concurrency}, expected a number >= 1")
-        require_positive("Limited", per_second=per_second)
-        self.concurrency, self.per_second = concurrency, per_second
+        require_positive("Limited", per_second=per_second, timeout=timeout)
+        self.concurrency, self.per_second, self.timeout = concurrency, per_second, timeout
         # A semaphore belongs to the event loop in which it was first waited for.
         self._semaphores: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = (
             weakref.WeakKeyDictionary()
@@ -99,10 +103,14 @@ class Limited(Wrapper):
         with books:
             semaphore = self._semaphores.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(self.concurrency))
 
+        late: list[list[Reply | Missing]] = [
+            [Missing(Reason.TIMEOUT, f"{self.name}: no reply within {self.timeout} s")]
+        ]
+
         async def one(request: Request) -> Reply | Missing:
             async with semaphore:
                 await self._turn()
-                [[reply]] = await ask_each(self.judge, [[request]])
+                [[reply]] = await _by(asyncio.timeout(self.timeout), ask_each(self.judge, [[request]]), late)
             return reply
 
         return await side_by_side(one(request) for request in requests)
@@ -123,8 +131,8 @@ class Retried(Wrapper):
     Between two attempts it waits a random time between 0 and min(cap, base * 2 ** (attempts so far - 1)) seconds, so that
     clients that failed together do not come back together.
 
-    Without deadlines a batch is asked in one `ask`, and what failed of it in one again, so that an engine that
-    batches keeps its batches. With a deadline every request is asked by itself, side by side, so that what is answered
+    Without a deadline a batch is asked in one `ask`, and what failed of it in one again, so that an engine that
+    batches keeps its batches. With one every request is asked by itself, side by side, so that what is answered
     in time is kept.
 
     Args:
@@ -132,10 +140,8 @@ class Retried(Wrapper):
         attempts: times that a request is asked, at most, the first one included.
         base: longest wait before the second attempt, in seconds.
         cap: longest wait before any, in seconds.
-        deadline: seconds for one attempt of one request; after that it is Missing(timeout), and asked again if `retry_on` says
-            so. The time that it waits for its place in a `Limited` inside counts, so it has to suit the whole queue; to
-            limit the time on the server alone, use the server client's own timeout.
-        batch_deadline: seconds for a whole `ask`; what is unanswered then is Missing(timeout).
+        batch_deadline: seconds for a whole `ask`; what is unanswered then is Missing(timeout). For one attempt of one request
+            see `Limited`.
         retry_on: reasons to ask again for.
         rng: draws the waits; for tests.
         sleep: waits; for tests.
@@ -150,7 +156,6 @@ class Retried(Wrapper):
         attempts: int = 4,
         base: float = 0.5,
         cap: float = 30.0,
-        deadline: float | None = None,
         batch_deadline: float | None = None,
         retry_on: Collection[Reason] = RETRIED,
         *,
@@ -160,9 +165,9 @@ class Retried(Wrapper):
         super().__init__(judge)
         if attempts < 1:
             raise InputError(f"Retried: got attempts={attempts}, expected a number >= 1")
-        require_positive("Retried", base=base, cap=cap, deadline=deadline, batch_deadline=batch_deadline)
+        require_positive("Retried", base=base, cap=cap, batch_deadline=batch_deadline)
         self.attempts, self.base, self.cap = attempts, base, cap
-        self.deadline, self.batch_deadline, self.retry_on = deadline, batch_deadline, frozenset(retry_on)
+        self.batch_deadline, self.retry_on = batch_deadline, frozenset(retry_on)
         # The random module seeds itself anew in a forked process; a generator of our own would draw the same waits in all.
         self._uniform = random.uniform if rng is None else rng.uniform
         self._sleep = sleep
@@ -170,9 +175,9 @@ class Retried(Wrapper):
     async def _ask(self, requests: list[Request]) -> list[Reply | Missing]:
         seconds = self.batch_deadline
         late = Missing(Reason.TIMEOUT, f"{self.name}: batch not answered within {seconds} s")
-        if self.deadline is None and seconds is None:
+        if seconds is None:
             return await self._attempts(requests, [late] * len(requests))
-        end = None if seconds is None else asyncio.get_running_loop().time() + seconds
+        end = asyncio.get_running_loop().time() + seconds
 
         async def alone(request: Request) -> Reply | Missing:
             last: list[Reply | Missing] = [late]
@@ -187,19 +192,12 @@ class Retried(Wrapper):
         for attempt in range(self.attempts):
             if attempt:
                 await self._sleep(self._uniform(0.0, min(self.cap, self.base * 2.0 ** (attempt - 1))))
-            outcomes = dict(zip(failed, await self._attempt([requests[n] for n in failed]), strict=True))
-            for n, reply in outcomes.items():
+            [outcomes] = await ask_each(self.judge, [[requests[n] for n in failed]])
+            for n, reply in zip(failed, outcomes, strict=True):
                 replies[n] = _standing(replies[n], reply)
-            failed = [n for n, reply in outcomes.items() if _reason(reply) in self.retry_on]
+            failed = [n for n, reply in zip(failed, outcomes, strict=True) if _reason(reply) in self.retry_on]
             if not failed:
                 break
-        return replies
-
-    async def _attempt(self, requests: list[Request]) -> list[Reply | Missing]:
-        late: list[list[Reply | Missing]] = [
-            [Missing(Reason.TIMEOUT, f"{self.name}: no reply within {self.deadline} s") for _ in requests]
-        ]
-        [replies] = await _by(asyncio.timeout(self.deadline), ask_each(self.judge, [requests]), late)
         return replies
 
 
