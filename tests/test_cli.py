@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from judges.chat_server import serving
+from judges.test_storm import right
 from PIL import Image
 
 from capreward import LiteJudge, Rollout, __version__
@@ -56,6 +58,40 @@ def written(folder: Path) -> list[dict[str, Any]]:
 
     lines = (folder / "scores.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line, parse_constant=refuse) for line in lines]
+
+
+class TestJudge:
+    """`score --judge`."""
+
+    def test_a_server_is_asked_once(self, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        file, out = write(*ROWS), tmp_path / "out"
+        with serving(right) as server:
+            arguments = ("score", file, "--judge", "openai:m", "--base-url", server.url, "--out", out)
+            more = ("--prices", "1", "2", "--concurrency", "2", "--weight", "precision_vs_facts=0.5")
+            assert run(*arguments, *more) == 0
+            asked, first = len(server.asked), written(out)
+            assert asked > 0
+            assert run(*arguments, *more) == 0
+            assert len(server.asked) == asked
+        assert written(out) == first
+        assert first[0]["scores"]["fluency"]["value"] is not None
+        assert (out / "replies.sqlite").exists()
+        printed = capsys.readouterr().out
+        assert "openai/m: " in printed
+
+    def test_a_server_that_is_down_leaves_scores_missing(self, write: Write, tmp_path: Path) -> None:
+        with serving(lambda _: (400, "{}")) as server:
+            assert (
+                run("score", write(*ROWS), "--judge", "openai:m", "--base-url", server.url, "--out", tmp_path / "out")
+                == 0
+            )
+        cells = [cell for row in written(tmp_path / "out")[:3] for cell in row["scores"].values()]
+        assert {cell["missing"] for cell in cells} >= {"refused"}
+        assert all(cell["raw"] is None for cell in cells)
+
+    def test_unknown(self, write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+        assert run("score", write(*ROWS), "--judge", "gpt") == 2
+        assert "judge: got 'gpt', expected one of lite" in capsys.readouterr().err
 
 
 class TestDemo:
@@ -257,7 +293,7 @@ class TestErrors:
     ("arguments", "said"),
     [
         (["--help"], ["score", "demo", "--version"]),
-        (["score", "--help"], ["--items", "--suite", "--weight", "--max-length", "--max-missing", "--by", "--out", "example:"]),
+        (["score", "--help"], ["--items", "--suite", "--weight", "--max-length", "--max-missing", "--by", "--out", "--judge", "examples:"]),
         (["demo", "--help"], ["--samples", "--suite", "--weight", "capreward-demo", "example:"]),
         (["--version"], [f"capreward {__version__}"]),
     ],

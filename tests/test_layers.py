@@ -16,12 +16,13 @@ ROOT = Path(capreward.__file__).parent
 LAYERS = [
     {"errors", "missing", "advantage", "prefix"},
     {"records", "prompts"},
-    {"scoring", "data", "judges.base"},
+    {"judges.base"},
+    {"scoring", "data"},
     {"judges.chat"},
     {"judges.parse", "judges.wrap", "judges.encode"},
     {"judges", "judges.lite", "judges.fake", "judges.openai", "judges.cache", "judges.local", "judges.vllm"}
     | {f"components.{name}" for name in ("qa", "rubric", "claims", "fluency", "length", "lexical", "likert")},
-    {"components"},
+    {"components", "judges.named"},
     {"suite"},
     {"presets", "samples"},
     {"report", "testing"},

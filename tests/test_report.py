@@ -8,7 +8,8 @@ import pytest
 from fakes import FakeComponent, FakeGate
 from rich.console import Console
 
-from capreward import Item, Missing, Reason, RewardSuite, Rollout, ScoreTable, report
+from capreward import Fluency, Item, Missing, Reason, RewardSuite, Rollout, ScoreTable, report
+from capreward.judges.fake import FunctionJudge
 
 DOWN = Missing(Reason.SERVER, "server is down")
 VERDICTS = {"a1": (0.25, 0.5), "a2": (0.75, DOWN), "b1": (1.0, DOWN), "b2": (1.0, 0.125), "c1": (DOWN, DOWN)}
@@ -85,6 +86,12 @@ def test_print_components(table: ScoreTable, console: Console) -> None:
     # qa: one not asked and one missing of five; gated once; it varies in groups a and b, not in c
     assert printed["qa"] == ["3", "0.67", "20%", "0.50", "67%", "of", "groups", "server", "1"]
     assert printed["precision_vs_facts"] == ["1", "0.31", "0%", "0.31", "0%", "of", "groups", "server", "3"]
+
+
+def test_print_components_says_what_the_judges_did(cup: Item, console: Console) -> None:
+    judge = FunctionJudge((1.0, 0.5, 0.0), name="some [judge]")
+    report.print_components(RewardSuite({"fluency": Fluency(judge)}).score([Rollout(item=cup, caption="A cup.")]), console)
+    assert "some [judge]: 1 request: 1 call" in console.export_text()
 
 
 def test_print_means(table: ScoreTable, rollouts: list[Rollout], console: Console) -> None:

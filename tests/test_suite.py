@@ -12,8 +12,22 @@ import numpy as np
 import pytest
 from fakes import FakeComponent, FakeGate, rollouts
 
-from capreward import Condition, Item, LengthMask, Missing, Reason, RewardSuite, Rollout, Score, ScoreTable
+from capreward import (
+    Condition,
+    Fluency,
+    Item,
+    LengthMask,
+    Missing,
+    QAUtility,
+    Reason,
+    RewardSuite,
+    Rollout,
+    Score,
+    ScoreTable,
+    Usage,
+)
 from capreward.errors import ComponentError, InputError, TooManyMissingError
+from capreward.judges.fake import FunctionJudge
 
 NAN = np.nan
 DOWN = Missing(Reason.SERVER, "server is down")
@@ -546,3 +560,18 @@ def in_process(script: str) -> list[str]:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
+
+
+class TestUsage:
+    """What the table says of its judges."""
+
+    def test_of_each_judge_while_these_were_scored(self, cup: Item) -> None:
+        shared, own = FunctionJudge((1.0, 1.0, 1.0), name="shared"), FunctionJudge((0.0, 1.0), name="own")
+        suite = RewardSuite({"fluency": Fluency(shared), "qa": QAUtility(own), "again": Fluency(shared)})
+        for _ in range(2):  # the second table does not count the first one's questions
+            table = suite.score([Rollout(item=cup, caption="A cup."), Rollout(item=cup, caption="A mug.")])
+            assert table.usage == (("shared", Usage(requests=4, calls=4)), ("own", Usage(requests=2, calls=2)))
+
+    def test_of_no_judge(self) -> None:
+        table = RewardSuite({"rule": FakeComponent(1.0)}).score(rollouts("A cup."))
+        assert table.usage == ()

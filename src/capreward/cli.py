@@ -15,6 +15,7 @@ from capreward import __version__
 from capreward.errors import CaprewardError, InputError
 
 if TYPE_CHECKING:
+    from capreward.judges.base import Judge
     from capreward.records import Rollout
     from capreward.scoring import ScoreTable
 
@@ -41,10 +42,14 @@ def _parser() -> argparse.ArgumentParser:
         "score",
         help="score the captions of a file",
         description="Scores captions on the components of a suite and prints scores, advantages and what is missing.",
-        epilog="example: capreward score captions.jsonl --suite balcaprl --weight fluency=0.5 --out scores/",
+        epilog="examples:\n"
+        "  capreward score captions.jsonl --suite balcaprl --weight fluency=0.5 --out scores/\n"
+        "  capreward score captions.jsonl --judge openai:qwen2.5-vl-7b --judge-sees --base-url http://127.0.0.1:8000/v1",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     score.add_argument("file", type=Path, help=".jsonl or .parquet file of items with rollouts (docs/data.md)")
     score.add_argument("--items", type=Path, help="file of the items that rollouts name by id")
+    _add_judge(score)
     score.set_defaults(run=_score, samples=None)
 
     demo = commands.add_parser(
@@ -54,7 +59,8 @@ def _parser() -> argparse.ArgumentParser:
         epilog="example: capreward demo --out demo/",
     )
     demo.add_argument("--samples", choices=("photos", "iiw"), default="photos", help="which captions (default: photos)")
-    demo.set_defaults(run=_score, file=None)
+    demo.set_defaults(run=_score, file=None, judge="lite", base_url=None, judge_sees=False, concurrency=None)
+    demo.set_defaults(prices=None, cache=None)
 
     for command, suite, out in ((score, "balcaprl", None), (demo, "everything", Path("capreward-demo"))):
         command.add_argument("--suite", choices=SUITES, default=suite, help=f"which components (default: {suite})")
@@ -82,6 +88,47 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_judge(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("judge")
+    group.add_argument(
+        "--judge",
+        default="lite",
+        metavar="KIND:MODEL",
+        help="lite (no language model), openai:MODEL (any OpenAI-compatible server; the key is read from OPENAI_API_KEY), "
+        "local:MODEL (transformers), vllm:MODEL (in this process) (default: lite)",
+    )
+    group.add_argument("--base-url", metavar="URL", help="of the server, for openai: http://127.0.0.1:8000/v1")
+    group.add_argument("--judge-sees", action="store_true", help="the model sees images, for openai and vllm")
+    group.add_argument("--concurrency", type=int, metavar="N", help="requests at once, for openai (default: 64)")
+    group.add_argument(
+        "--prices", type=float, nargs=2, metavar=("IN", "OUT"), help="of a million tokens in and out, for openai"
+    )
+    group.add_argument(
+        "--cache",
+        type=Path,
+        metavar="FILE",
+        help="keeps every reply, so that nothing is asked twice (default: OUT/replies.sqlite, but none for lite)",
+    )
+
+
+def _judge(arguments: argparse.Namespace) -> Judge:
+    """The judge that the options name."""
+    from capreward.judges.named import make_judge
+
+    cache = arguments.cache
+    if cache is None and arguments.out and arguments.judge != "lite":
+        cache = arguments.out / "replies.sqlite"
+    with _status(f"loading the judge {arguments.judge}"):
+        return make_judge(
+            arguments.judge,
+            base_url=arguments.base_url,
+            images=arguments.judge_sees,
+            concurrency=arguments.concurrency,
+            prices=arguments.prices and tuple(arguments.prices),
+            cache=cache,
+        )
+
+
 def _score(arguments: argparse.Namespace) -> None:
     from capreward.data import read_items, read_rollouts
     from capreward.presets import PRESETS
@@ -103,13 +150,10 @@ def _score(arguments: argparse.Namespace) -> None:
             raise InputError(f"{arguments.file}: holds no rollouts")
 
     from capreward import report
-    from capreward.judges.lite import LiteJudge
 
     console = report.make_console()  # a missing extra should show before anything is scored
-    with _status("loading the lite judge"):
-        judge = LiteJudge()
     suite = PRESETS[arguments.suite](
-        judge, weights=weights, max_length=arguments.max_length, max_missing=arguments.max_missing
+        _judge(arguments), weights=weights, max_length=arguments.max_length, max_missing=arguments.max_missing
     )
     table = suite.score(rollouts)
     if arguments.out:  # first of all: what has been paid for must not be lost to a failing table or figure
@@ -141,6 +185,7 @@ def _rows(table: ScoreTable, rollouts: Sequence[Rollout]) -> Iterator[dict[str, 
                 "value": _or_none(table.values[row, k]),
                 "why": table.why(row, k),
                 "missing": missing.reason if missing else None,
+                "unread": missing.raw if missing else "",
                 "gated": (row, k) in table.gated,
                 "evidence": dict(score.evidence) if isinstance(score, Score) else {},
             }

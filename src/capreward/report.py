@@ -52,7 +52,11 @@ def print_scores(table: ScoreTable, console: Console | None = None, *, rows: int
 
 
 def print_components(table: ScoreTable, console: Console | None = None) -> None:
-    """One line a component: weight, means before (where asked) and after the gates, groups that vary, missing by reason."""
+    """One line a component: weight, means before (where asked) and after the gates, groups that vary, missing by reason.
+
+    Below, one line a judge: what it did.
+    """
+    console = console or make_console()
     lines = _table(
         "Components", "component", "weight", "raw, where asked", "gated", "after gates", "varies in", "missing"
     )
@@ -68,7 +72,9 @@ def print_components(table: ScoreTable, console: Console | None = None) -> None:
             f"{row['varies']:.0%} of groups",
             reasons,
         )
-    (console or make_console()).print(lines)
+    console.print(lines)
+    for judge, usage in table.usage:
+        console.print(_plain(f"{judge}: {usage.summary()}"))
 
 
 def print_means(table: ScoreTable, rollouts: Sequence[Rollout], key: str, console: Console | None = None) -> None:

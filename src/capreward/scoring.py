@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from capreward import advantage
 from capreward.errors import ComponentError, InputError, missing_extra
+from capreward.judges.base import Usage
 from capreward.missing import Missing, Reason
 from capreward.records import Rollout
 
@@ -179,6 +180,8 @@ class ScoreTable:
     """(rollout, component) -> why a gate changed that cell."""
     missing: Mapping[tuple[int, int], Missing]
     """(rollout, component) -> why that cell of `values` is NaN."""
+    usage: tuple[tuple[str, Usage], ...] = ()
+    """Each judge's name, and what it did while these were scored (for others too, if they asked it meanwhile)."""
 
     def __len__(self) -> int:
         return len(self.ids)

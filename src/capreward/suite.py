@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from capreward.errors import ComponentError, InputError, TooManyMissingError
+from capreward.judges.base import Judge
 from capreward.missing import Missing, Reason
 from capreward.records import Rollout, count_words
 from capreward.scoring import EMPTY, Component, Gate, Score, ScoreTable, checked, score_component, weights_of
@@ -93,6 +94,8 @@ class RewardSuite:
                         f"{type(gate).__name__}: got component {name!r}, expected one of {list(self.names)}"
                     )
         self.max_length, self.count, self.max_missing, self.spare = max_length, count, max_missing, spare
+        judges = (getattr(component, "judge", None) for component in self.components.values())
+        self._judges = list({id(judge): judge for judge in judges if isinstance(judge, Judge)}.values())
 
     def score(self, rollouts: Sequence[Rollout], *, progress: bool = True) -> ScoreTable:
         """Scores the rollouts; works in a script and inside a notebook's running loop.
@@ -124,6 +127,7 @@ class RewardSuite:
                 for row, factor in enumerate(factors[id(gate)]):
                     if decided[row] is None and (isinstance(factor, Missing) or factor.value == 0):
                         settled[gate.target][row] = Missing(Reason.NOT_ASKED, "a gate decides")
+        before = [judge.usage.snapshot() for judge in self._judges]
         scores = await self._ask(rollouts, settled, progress)
 
         raw = {name: np.array([_number(score) for score in scores[name]], np.float64) for name in self.names}
@@ -151,6 +155,9 @@ class RewardSuite:
             scores=tuple(tuple(scores[name]) for name in self.names),
             gated={(row, k): why for k, name in enumerate(self.names) for row, why in gated[name].items()},
             missing={(row, k): why for k, name in enumerate(self.names) for row, why in missing[name].items()},
+            usage=tuple(
+                (judge.name, judge.usage.since(usage)) for judge, usage in zip(self._judges, before, strict=True)
+            ),
         )
         self._check_missing(table)
         return table
