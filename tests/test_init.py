@@ -43,6 +43,7 @@ NAMES = [
     "ScoreTable",
     "Task",
     "Usage",
+    "VLLMJudge",
     "dr_grpo",
     "gdpo",
     "grpo",

@@ -31,6 +31,7 @@ _HOME = {
     "capreward.judges.lite": ("LiteJudge",),
     "capreward.judges.local": ("LocalJudge",),
     "capreward.judges.openai": ("OpenAIJudge",),
+    "capreward.judges.vllm": ("VLLMJudge",),
     "capreward.judges.wrap": ("Limited", "Retried"),
     "capreward.missing": ("Missing", "Reason"),
     "capreward.records": ("Criterion", "Fact", "Item", "Question", "Rollout"),

@@ -19,6 +19,7 @@ from capreward.judges.cache import Cached as Cached
 from capreward.judges.lite import LiteJudge as LiteJudge
 from capreward.judges.local import LocalJudge as LocalJudge
 from capreward.judges.openai import OpenAIJudge as OpenAIJudge
+from capreward.judges.vllm import VLLMJudge as VLLMJudge
 from capreward.judges.wrap import Limited as Limited, Retried as Retried
 from capreward.missing import Missing as Missing, Reason as Reason
 from capreward.records import (

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from string import Template
 from typing import Any
 
@@ -35,6 +38,20 @@ def render(request: Request) -> Chat:
     }
     # one pass: a "$question" in the caption is text like any other
     return Chat(prompt.system, Template(prompt.user).substitute(fields), _schema(request))
+
+
+def messages(chat: Chat, images: Sequence[Path | bytes] = ()) -> list[dict[str, Any]]:
+    """The messages as OpenAI's API spells them, with the images as data URLs.
+
+    Raises:
+        OSError: an image cannot be read.
+    """
+    content: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": _data_url(image)}} for image in images]
+    content.append({"type": "text", "text": chat.user})
+    return [
+        {"role": "system", "content": chat.system},
+        {"role": "user", "content": content if images else chat.user},
+    ]
 
 
 def mark(request: Request) -> str:
@@ -76,3 +93,10 @@ def _object(**properties: dict[str, Any]) -> dict[str, Any]:
         "required": list(properties),
         "additionalProperties": False,
     }
+
+
+def _data_url(image: Path | bytes) -> str:
+    data = image.read_bytes() if isinstance(image, Path) else image
+    kinds = ((b"\x89PNG", "png"), (b"\xff\xd8", "jpeg"), (b"GIF8", "gif"), (b"RIFF", "webp"))
+    kind = next((name for start, name in kinds if data.startswith(start)), "png")
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import math
 import os
 import re
 import time
 import weakref
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from capreward.errors import missing_extra
 from capreward.judges.base import Reply, Request, Task, Usage
-from capreward.judges.chat import LETTERS, render
+from capreward.judges.chat import LETTERS, messages, render
 from capreward.judges.parse import from_letters, parse
 from capreward.missing import Missing, Reason
 
@@ -133,16 +131,9 @@ class OpenAIJudge:
 
     def _body(self, request: Request) -> dict[str, Any]:
         chat = render(request)
-        content: list[dict[str, Any]] = [
-            {"type": "image_url", "image_url": {"url": _data_url(i)}} for i in request.images
-        ]
-        content.append({"type": "text", "text": chat.user})
         body: dict[str, Any] = {
             "model": self.model,
-            "messages": [
-                {"role": "system", "content": chat.system},
-                {"role": "user", "content": content if request.images else chat.user},
-            ],
+            "messages": messages(chat, request.images),
             "temperature": request.sampling.temperature,
             "extra_body": dict(self.extra_body or {}),
         }
@@ -194,10 +185,3 @@ class OpenAIJudge:
     def _safe(self, text: str) -> str:
         """The text without the key: servers quote it, in whole or in part."""
         return re.sub(r"\bsk-\S+", "[key]", text.replace(self._key, "[key]") if self._key != "none" else text)
-
-
-def _data_url(image: Path | bytes) -> str:
-    data = image.read_bytes() if isinstance(image, Path) else image
-    kinds = ((b"\x89PNG", "png"), (b"\xff\xd8", "jpeg"), (b"GIF8", "gif"), (b"RIFF", "webp"))
-    kind = next((name for start, name in kinds if data.startswith(start)), "png")
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
