@@ -332,6 +332,7 @@ class TestExtract:
         assert broken.reason is Reason.UNPARSEABLE
         assert isinstance(endless, Missing)
         assert endless.reason is Reason.TRUNCATED
+        assert endless.raw.startswith('{"statements": ["aaa')
 
     def test_a_real_decoding_is_that_of_the_prompt_alone(self) -> None:
         judge = LocalJudge(llama(), tokenizer(), max_tokens=12)

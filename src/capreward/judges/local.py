@@ -250,7 +250,7 @@ class LocalJudge:
             text = self._encoder.tokenizer.decode(ids[:end], skip_special_tokens=True)
             if end is None:
                 detail = f"no end within {self._max_tokens} tokens: ...{text[-100:]!r}"
-                replies[request] = Missing(Reason.TRUNCATED, detail)
+                replies[request] = Missing(Reason.TRUNCATED, detail, raw=text)
             else:
                 replies[request] = parse(request, text)
         return replies
