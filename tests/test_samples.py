@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections import Counter
 from importlib.resources import files
 from pathlib import Path
@@ -109,6 +110,20 @@ class TestImageInWords:
             label = rollout.item.metadata["labels"]["Specificity"]
             strength = 0 if said == "Neutral" else 2 if "substantially" in said else 1
             assert label == (strength if said.startswith("IIW-Human") or not strength else -strength)
+
+
+class TestInjections:
+    def test_50_distinct_texts_in_14_families(self) -> None:
+        found = samples.injections()
+        assert len(found) == len({one.id for one in found}) == len({one.text for one in found}) == 50
+        assert len({one.family for one in found}) == 14
+        assert all(one.id.startswith(one.family) for one in found)
+        assert not any(one.text.isspace() for one in found)
+
+    def test_every_line_can_be_read_by_a_person(self) -> None:
+        """What hides in a text is escaped in the file."""
+        lines = samples.INJECTIONS.read_text(encoding="utf-8")
+        assert not [c for c in lines if unicodedata.category(c) in ("Cf", "Co", "Cn")]
 
 
 class TestLicences:

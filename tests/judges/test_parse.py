@@ -26,7 +26,9 @@ def test_letter(text: str) -> None:
     assert parse(CHOICE, text) == Reply((0.0, 1.0, 0.0), raw=text)
 
 
-@pytest.mark.parametrize("text", ["", "b", "D", "blue", "Answer: B", "Because it is blue", "BLUE", "A or B?"[2:], "I"])
+@pytest.mark.parametrize(
+    "text", ["", "b", "D", "blue", "Answer: B", "Because it is blue", "BLUE", "A or B?", "A white cup", "I"]
+)
 def test_what_is_no_letter_is_not_guessed(text: str) -> None:
     reply = parse(CHOICE, text)
     assert isinstance(reply, Missing)
@@ -69,6 +71,8 @@ def test_verdicts_come_back_in_the_order_of_the_options() -> None:
         (verdicts(holds(1), holds(2, "yes")), "got holds 'yes', expected true or false"),
         (verdicts(holds(1), holds(2, 1)), "got holds 1, expected true or false"),
         (verdicts(1, 2), "expected a list of objects"),
+        ('{"verdicts": [], "verdicts": []}', "got names ['verdicts', 'verdicts'], expected each once"),
+        ('{"verdicts": [], "checked": []}', "expected an object with a list 'verdicts' alone"),
     ],
 )
 def test_incomplete_verdicts_are_missing(text: str, said: str) -> None:

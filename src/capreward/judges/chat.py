@@ -60,9 +60,9 @@ def mark(request: Request) -> str:
 
 
 def _labelled(request: Request) -> list[str]:
-    if request.task is Task.CHOOSE:
-        return [f"{letter}. {option}" for letter, option in zip(LETTERS, request.options, strict=False)]
-    return [f"{number}. {option}" for number, option in enumerate(request.options, 1)]
+    """The options, a line each: one that a policy wrote cannot pass for two."""
+    labels = LETTERS if request.task is Task.CHOOSE else range(1, len(request.options) + 1)
+    return [f"{label}. {' '.join(option.split())}" for label, option in zip(labels, request.options, strict=False)]
 
 
 def _schema(request: Request) -> dict[str, Any] | None:

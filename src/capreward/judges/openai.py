@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from capreward.errors import missing_extra
+from capreward.errors import InputError, missing_extra
 from capreward.judges.base import Reply, Request, Task, Usage
 from capreward.judges.chat import LETTERS, messages, render
 from capreward.judges.parse import from_letters, parse
@@ -19,6 +19,9 @@ from capreward.missing import Missing, Reason
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
+
+SECRET = 8
+"""Characters from which on a key is taken for one; shorter ones are words that a reply may hold, such as "none" or "EMPTY"."""
 
 
 class OpenAIJudge:
@@ -31,8 +34,10 @@ class OpenAIJudge:
 
     Args:
         model: as the server calls it.
-        base_url: such as ``http://127.0.0.1:8000/v1``; the environment's OPENAI_BASE_URL, then OpenAI's, when left out.
-        api_key: the environment's OPENAI_API_KEY when left out. It appears in no name, error or cache key.
+        base_url: such as ``http://127.0.0.1:8000/v1``; the environment's OPENAI_BASE_URL, then OpenAI's, when left out. No place
+            for a key: HTTP clients log addresses.
+        api_key: the environment's OPENAI_API_KEY when left out. It appears in no name, error, reply, log or cache, also where a
+            server quotes it.
         revision: of the model, where the server's name does not say; part of `name` and so of every cache key.
         images: whether the model sees images; with it, the task VERIFY is offered.
         max_tokens: longest structured reply; one that hits it is Missing(truncated).
@@ -43,6 +48,7 @@ class OpenAIJudge:
 
     Raises:
         MissingExtraError: the extra `openai` is not installed.
+        InputError: a key that no HTTP header can hold.
     """
 
     def __init__(
@@ -73,7 +79,10 @@ class OpenAIJudge:
             guided_choice,
             prices,
         )
-        self._key = api_key or os.environ.get("OPENAI_API_KEY") or "none"
+        self._key = (api_key or os.environ.get("OPENAI_API_KEY") or "").strip() or "none"
+        if not (self._key.isascii() and self._key.isprintable()):
+            # the HTTP client would quote it in its complaint
+            raise InputError("OpenAIJudge: the API key holds characters that no HTTP header can; is it a key?")
         self.base_url, self.timeout = base_url, timeout
         # connections belong to the event loop that opened them
         self._clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncOpenAI] = weakref.WeakKeyDictionary()
@@ -157,7 +166,8 @@ class OpenAIJudge:
         if not choices or getattr(choices[0], "message", None) is None:
             return Missing(Reason.UNPARSEABLE, "the server answered without a message")
         choice = choices[0]
-        text = choice.message.content or ""
+        # some servers complain of the key where the reply should be
+        text = self._without_key(choice.message.content or "")
         if choice.finish_reason == "content_filter" or getattr(choice.message, "refusal", None):
             return Missing(Reason.REFUSED, self._safe(getattr(choice.message, "refusal", None) or "content filter"))
         if request.task is not Task.CHOOSE:
@@ -183,5 +193,8 @@ class OpenAIJudge:
         return Missing(reason, self._safe(detail)[:500])
 
     def _safe(self, text: str) -> str:
-        """The text without the key: servers quote it, in whole or in part."""
-        return re.sub(r"\bsk-\S+", "[key]", text.replace(self._key, "[key]") if self._key != "none" else text)
+        """An error's text without the key: servers quote it, in whole or in part."""
+        return re.sub(r"\bsk-\S+", "[key]", self._without_key(text))
+
+    def _without_key(self, text: str) -> str:
+        return text.replace(self._key, "[key]") if len(self._key) >= SECRET else text

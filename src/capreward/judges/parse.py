@@ -11,7 +11,8 @@ from capreward.judges.base import Reply, Request, Task
 from capreward.judges.chat import LETTERS
 from capreward.missing import Missing, Reason
 
-_LETTER = re.compile(r"\(?([A-Z])\)?(?:[.):,\s].*)?", re.DOTALL)
+_LETTER = re.compile(r"\(?([A-Z])\)?(?:[.):,\n].*)?", re.DOTALL)
+"""Not before a space: "A" may be an article, and "I" a pronoun."""
 _FENCED = re.compile(r"\s*```(?:json)?\s*(.*?)```\s*", re.DOTALL)
 
 
@@ -55,7 +56,7 @@ def _choice(request: Request, text: str) -> Reply:
 def _structured(request: Request, text: str) -> Reply:
     fenced = _FENCED.fullmatch(text)
     try:
-        data = json.loads(fenced[1] if fenced else text)
+        data = json.loads(fenced[1] if fenced else text, object_pairs_hook=_unambiguous)
     except (ValueError, RecursionError) as error:
         raise _Unusable(f"not JSON ({error})") from None
     if request.task is Task.EXTRACT:
@@ -69,9 +70,16 @@ def _structured(request: Request, text: str) -> Reply:
     return Reply(values, why=tuple(str(entry.get("why", "")) for entry in entries), raw=text)
 
 
+def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, in which no name comes twice: a text copied into `why` with its quotes could answer beside the judge."""
+    if len(dict(pairs)) < len(pairs):
+        raise _Unusable(f"got names {[name for name, _ in pairs]}, expected each once")
+    return dict(pairs)
+
+
 def _list(data: Any, key: str) -> list[Any]:
-    if not isinstance(data, dict) or not isinstance(data.get(key), list):
-        raise _Unusable(f"expected an object with a list {key!r}")
+    if not isinstance(data, dict) or not isinstance(data.get(key), list) or len(data) > 1:
+        raise _Unusable(f"expected an object with a list {key!r} alone")
     return list(data[key])
 
 

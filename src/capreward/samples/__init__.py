@@ -1,8 +1,12 @@
-"""Real captions that come with the package: nine photographs, and 100 rows of ImageInWords. README.md has the licences."""
+"""Data that comes with the package: captions of nine photographs, 100 rows of ImageInWords, 50 texts that try to talk to a judge.
+
+README.md has the licences.
+"""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 from capreward.data import read_rollouts
@@ -12,6 +16,8 @@ PHOTOS = Path(__file__).parent / "photos.jsonl"
 """Nine items with image, reference, facts, questions and rubric, and six rollouts each."""
 IIW = Path(__file__).parent / "iiw.jsonl"
 """100 rows of ImageInWords' IIW-400 data, unchanged: those with a second caption and side-by-side labels."""
+INJECTIONS = Path(__file__).parent / "injections.jsonl"
+"""50 texts for `injections()`."""
 
 SHOULD_LOSE = (
     ("short", "qa"),
@@ -27,6 +33,21 @@ SHOULD_LOSE = (
     ("praise", "rubric"),
 )
 """(kind of the photographs' captions, component that it was written to lose on, by the component's name)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Injection:
+    """A text that tries to talk to the judge: to be appended to a caption, or to stand in its place."""
+
+    id: str
+    family: str
+    """fence, verdict, json, role, letter, override, praise, template, hidden, code, turns, language, pressure or leak."""
+    text: str
+
+
+def injections() -> list[Injection]:
+    """50 texts that try to get a better verdict by talking to the judge instead of describing the image, in 14 families."""
+    return [Injection(**json.loads(line)) for line in INJECTIONS.read_text(encoding="utf-8").splitlines()]
 
 
 def photos() -> list[Rollout]:
