@@ -293,7 +293,8 @@ class TestErrors:
     ("arguments", "said"),
     [
         (["--help"], ["score", "demo", "--version"]),
-        (["score", "--help"], ["--items", "--suite", "--weight", "--max-length", "--max-missing", "--by", "--out", "--judge", "examples:"]),
+        (["score", "--help"], ["--items", "--suite", "--weight", "--max-length", "--max-missing", "--by", "--out"]),
+        (["score", "--help"], ["--judge", "--base-url", "--cache", "examples:"]),
         (["demo", "--help"], ["--samples", "--suite", "--weight", "capreward-demo", "example:"]),
         (["--version"], [f"capreward {__version__}"]),
     ],

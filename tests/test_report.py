@@ -90,7 +90,9 @@ def test_print_components(table: ScoreTable, console: Console) -> None:
 
 def test_print_components_says_what_the_judges_did(cup: Item, console: Console) -> None:
     judge = FunctionJudge((1.0, 0.5, 0.0), name="some [judge]")
-    report.print_components(RewardSuite({"fluency": Fluency(judge)}).score([Rollout(item=cup, caption="A cup.")]), console)
+    report.print_components(
+        RewardSuite({"fluency": Fluency(judge)}).score([Rollout(item=cup, caption="A cup.")]), console
+    )
     assert "some [judge]: 1 request: 1 call" in console.export_text()
 
 

@@ -140,7 +140,7 @@ class Encoder:
         return [int(token) for token in ids]
 
     def answer_tokens(self, request: Request) -> list[list[int]]:
-        """For each answer to the request the tokens that give it: with and without a space before, in small letters or capitalised.
+        """For each answer to the request the tokens that give it: with and without a space before, small or capitalised.
 
         Raises:
             InputError: the tokenizer has no token for an answer that is that answer's own.
