@@ -10,7 +10,8 @@ import transformers
 from hypothesis import given, settings, strategies as st
 from tiny import IMAGE, VOCABULARY, text_model, vision_model
 
-from capreward.prefix import Counts, Trie, check, last_logits, sequence_logprobs
+from capreward import prefix
+from capreward.prefix import Counts, Trie, check, completion_logprobs, last_logits, sequence_logprobs
 
 MODELS = {kind: text_model(kind) for kind in ("Llama", "Qwen2", "Qwen3")}
 EAGER = text_model("Llama", attn_implementation="eager")
@@ -216,6 +217,115 @@ class TestImages:
         images, tokens = tiny.image(kind)
         with pytest.raises(ValueError, match="an image stands where the sequences differ"):
             last_logits(model, [[0, *[IMAGE] * tokens], [1, *[IMAGE] * tokens]], images=images)
+
+
+FORMS = ("expanded", "packed", "repeated")
+
+
+@pytest.fixture(scope="module", params=[*tiny.VISION_KINDS, *MODELS])
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+class TestCompletions:
+    """Log-probs of a group's completions after their prompt."""
+
+    COMPLETIONS = ([7, 8, 9, 1], [7, 8], [], [4], [7, 8, 9, 10, 11, 3, 1], [7, 8])
+
+    def prompts(self, name: str) -> list[tuple[list[int], Any]]:
+        """Two prompts, with pictures of different sizes where the model takes them."""
+        if name in MODELS:
+            return [([0, 5, 6], None), ([0, 2], None)]
+        sizes = [(4, 6), (8, 4)] if name != "Llava" else [None, None]
+        pictures = [tiny.image(name, seed, size) for seed, size in enumerate(sizes)]
+        return [([0, 20, *[IMAGE] * tokens, 19, 5, 6], images) for images, tokens in pictures]
+
+    def plain(self, model: Any, prompt: list[int], images: Any, temperature: float = 1.0) -> tuple[Any, Any]:
+        """Log-probs and entropies by one forward for each completion."""
+        logprobs, entropies = [], []
+        for completion in self.COMPLETIONS:
+            tokens = torch.tensor([[*prompt, *completion]])
+            types = {"mm_token_type_ids": (tokens == IMAGE).int()} if "image_grid_thw" in (images or {}) else {}
+            logits = model(input_ids=tokens, use_cache=False, **(images or {}), **types).logits[0]
+            each = (logits[len(prompt) - 1 : -1] / temperature).log_softmax(-1)
+            logprobs.append(each[range(len(completion)), completion])
+            entropies.append(-(each.exp() * each).sum(-1))
+        return tuple(torch.nn.utils.rnn.pad_sequence(rows, batch_first=True) for rows in (logprobs, entropies))
+
+    def model(self, name: str) -> Any:
+        return text_model(name) if name in MODELS else vision_model(name)
+
+    @pytest.mark.parametrize("form", FORMS)
+    def test_are_those_of_a_forward_for_each(self, name: str, form: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("capreward.prefix.VOCABULARY_ROWS", 4)  # pieces that end within a completion
+        model = self.model(name)
+        for prompt, images in self.prompts(name):
+            expected = self.plain(model, prompt, images, 0.7)
+            found = completion_logprobs(model, prompt, self.COMPLETIONS, images=images, temperature=0.7, form=form)
+            for ours, theirs in zip(found, expected, strict=True):
+                assert ours.shape == (6, 7)
+                torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+
+    @pytest.mark.parametrize("form", FORMS)
+    @pytest.mark.parametrize("checkpointing", [False, True])
+    def test_gradients_are_those_of_a_forward_for_each(self, name: str, form: Any, checkpointing: bool) -> None:
+        if checkpointing and form == "expanded":
+            pytest.skip("never chosen there")
+        model = self.model(name)
+        weights = torch.arange(42.0).reshape(6, 7).sin()
+        sum((self.plain(model, prompt, images)[0] * weights).sum() for prompt, images in self.prompts(name)).backward()
+        expected = [parameter.grad for parameter in model.parameters()]
+        model.zero_grad()
+        if checkpointing:
+            model.train()
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        for prompt, images in self.prompts(name):
+            logprobs, _ = completion_logprobs(model, prompt, self.COMPLETIONS, images=images, form=form)
+            (logprobs * weights).sum().backward()
+        largest = max(gradient.norm() for gradient in expected if gradient is not None)
+        for (parameter_name, parameter), gradient in zip(model.named_parameters(), expected, strict=True):
+            if gradient is None:
+                assert parameter.grad is None or not parameter.grad.any(), parameter_name
+            else:  # a bias of keys has none but rounding errors: softmax does not see it
+                allowed = 1e-4 * gradient.norm() + 1e-6 * largest
+                assert (parameter.grad - gradient).norm() < allowed, parameter_name
+
+    def test_keys_and_values_are_not_kept_under_checkpointing(self) -> None:
+        model = text_model("Llama")
+        assert prefix._best_form(model) == "expanded"
+        model.gradient_checkpointing_enable()
+        assert prefix._best_form(model) == "expanded"
+        assert prefix._best_form(model.train()) == "packed"
+
+    def test_an_unsupported_model_runs_repeated_and_says_so_once(self, caplog: pytest.LogCaptureFixture) -> None:
+        torch.manual_seed(0)
+        gpt2 = transformers.GPT2LMHeadModel(
+            transformers.GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=23)
+        ).eval()
+        for _ in range(2):
+            found = completion_logprobs(gpt2, [0, 5, 6], self.COMPLETIONS)
+        for ours, theirs in zip(found, self.plain(gpt2, [0, 5, 6], None), strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+        (said,) = [record.message for record in caplog.records if record.name == "capreward"]
+        assert "'gpt2'" in said
+        assert "slower" in said
+
+    @pytest.mark.parametrize("form", FORMS)
+    def test_nothing_but_empty_completions(self, form: Any) -> None:
+        logprobs, entropies = completion_logprobs(MODELS["Llama"], [3], [[], []], form=form)
+        assert logprobs.shape == entropies.shape == (2, 0)
+
+    @pytest.mark.parametrize("form", FORMS)
+    def test_completions_of_one_token(self, form: Any) -> None:
+        logprobs, _ = completion_logprobs(MODELS["Llama"], [3, 4], [[5], [6]], form=form)
+        expected = plain(MODELS["Llama"], [3, 4])[-1].log_softmax(-1)[[5, 6]]
+        torch.testing.assert_close(logprobs[:, 0], expected, atol=1e-5, rtol=0)
+
+    def test_errors(self) -> None:
+        with pytest.raises(ValueError, match="got 0 prompt tokens and 1 completions"):
+            completion_logprobs(MODELS["Llama"], [], [[1]])
+        with pytest.raises(ValueError, match="got 1 prompt tokens and 0 completions"):
+            completion_logprobs(MODELS["Llama"], [1], [])
 
 
 @pytest.mark.parametrize(

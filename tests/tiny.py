@@ -43,14 +43,16 @@ def vision_model(kind: str) -> Any:
     return getattr(transformers, f"{kind}ForConditionalGeneration")(config).eval()
 
 
-def image(kind: str, seed: int = 0) -> tuple[dict[str, Tensor], int]:
-    """What a processor would make of one picture, and how many tokens stand for it."""
+def image(kind: str, seed: int = 0, size: tuple[int, int] | None = None) -> tuple[dict[str, Tensor], int]:
+    """What a processor would make of one picture, and how many tokens stand for it; size in patches, for the Qwens."""
     chance = torch.Generator().manual_seed(seed)
     if kind == "Llava":
         return {"pixel_values": torch.randn(1, 3, 16, 16, generator=chance)}, 4
-    grid = torch.tensor([[1, 4, 6]])  # patches by time, height and width; 2 x 2 of them make a token
-    size = 3 * 2 * 4 * 4
-    return {"pixel_values": torch.randn(int(grid.prod()), size, generator=chance), "image_grid_thw": grid}, 6
+    height, width = size or (4, 6)
+    patch = 3 * 2 * 4 * 4  # colours, time, height, width
+    pixels = torch.randn(height * width, patch, generator=chance)
+    # 2 x 2 patches make a token
+    return {"pixel_values": pixels, "image_grid_thw": torch.tensor([[1, height, width]])}, height * width // 4
 
 
 _ROPE = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [1, 1, 2]}

@@ -12,12 +12,17 @@ switched on.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+log = logging.getLogger("capreward")
 
 SUPPORTED = ("llama", "qwen2", "qwen3")
 """Values of `config.model_type`, of a language model or of the one inside a LLaVA, that are tested against the plain forward."""
@@ -30,6 +35,8 @@ VOCABULARY_ROWS = 256
 
 Images = Mapping[str, Tensor]
 """What the model's processor made of the images of all sequences, without the text: `pixel_values`, and what belongs to it."""
+Form = Literal["expanded", "packed", "repeated"]
+"""How a group of completions runs after their prompt; see `completion_logprobs`."""
 Past = list[tuple[Tensor, Tensor]]
 """Keys and values of every layer, each (1, heads, tokens, size of a head)."""
 
@@ -178,18 +185,147 @@ def sequence_logprobs(
     before = {
         n: p for path, s in zip(trie.paths, starts, strict=True) for p, n in zip(path[s - 1 :], path[s:], strict=False)
     }
-    head = model.get_output_embeddings()
     nodes = list(before)
-    pieces = []
-    for i in range(0, len(nodes), VOCABULARY_ROWS):
-        piece = nodes[i : i + VOCABULARY_ROWS]
-        targets = torch.tensor([trie.tokens[node] for node in piece], device=hidden.device)
-        logprobs = head(hidden[[before[node] for node in piece]]).float().log_softmax(-1)
-        pieces.append(logprobs.gather(-1, targets[:, None])[:, 0])
-    logprob = torch.cat(pieces)
+    targets = torch.tensor([trie.tokens[node] for node in nodes], device=hidden.device)
+    logprob, _ = _of_targets(model.get_output_embeddings(), hidden[[before[node] for node in nodes]], targets, 1.0)
     row = {node: i for i, node in enumerate(nodes)}
     sums = torch.stack([logprob[[row[node] for node in path]].sum() for path in scored])
     return sums, torch.tensor([len(path) for path in scored], device=sums.device)
+
+
+def completion_logprobs(
+    model: Any,
+    prompt: Sequence[int],
+    completions: Sequence[Sequence[int]],
+    *,
+    images: Images | None = None,
+    temperature: float = 1.0,
+    form: Form | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Log P(token | prompt and the tokens before it) of G completions of one prompt, and the entropy of each distribution.
+
+    Both (G, T) in nats and float32, T the length of the longest completion, 0 behind the end of a shorter one. The
+    prompt and its images run once. Full logits are held for `VOCABULARY_ROWS` tokens at a time, in the backward pass too.
+
+    Args:
+        images: of the prompt.
+        temperature: that the tokens were sampled with; logits are divided by it.
+        form: three exact ways to run, which differ in speed and memory.
+            "expanded": the prompt by itself, then the completions as a batch on its keys and values. Fastest.
+            "packed": one sequence of prompt and completions under a mask, beginnings that completions share once. Chosen under
+            gradient checkpointing, which cannot keep keys and values.
+            "repeated": the prompt and its images with every completion, as other trainers do. Chosen for models without an exact
+            shared-prefix forward (see `check`).
+
+    Raises:
+        ValueError: an empty prompt, no completions, or a model that the form asked for does not support.
+    """
+    if not prompt or not completions:
+        raise ValueError(
+            f"got {len(prompt)} prompt tokens and {len(completions)} completions, expected 1 of each at least"
+        )
+    form = form or _best_form(model)
+    if form != "repeated":
+        check(model)
+    lengths = [len(completion) for completion in completions]
+    if not max(lengths):
+        empty = torch.zeros(len(completions), 0, device=model.device)
+        return empty, empty.clone()
+    run = {"expanded": _expanded, "packed": _packed, "repeated": _repeated}[form]
+    hidden = run(model, prompt, completions, images)
+    mask = torch.tensor([[t < length for t in range(max(lengths))] for length in lengths], device=hidden.device)
+    targets = torch.tensor([token for completion in completions for token in completion], device=hidden.device)
+    logprobs, entropies = _of_targets(model.get_output_embeddings(), hidden[mask], targets, temperature)
+    zeros = torch.zeros(mask.shape, device=hidden.device)
+    return zeros.masked_scatter(mask, logprobs), zeros.masked_scatter(mask, entropies)
+
+
+def _best_form(model: Any) -> Form:
+    try:
+        check(model)
+    except ValueError as error:
+        _say_once(f"{error}; running prompt and images again with every completion, which is exact but slower")
+        return "repeated"
+    # the model's own property of this name changes from version to version
+    checkpointing = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    return "packed" if model.training and checkpointing else "expanded"
+
+
+@cache
+def _say_once(message: str) -> None:
+    log.warning("%s", message)
+
+
+def _expanded(model: Any, prompt: Sequence[int], completions: Sequence[Sequence[int]], images: Images | None) -> Tensor:
+    """The hidden states that predict each token of the completions, (G, T, H)."""
+    trunk = Trie.of([prompt])
+    positions = _positions(model, trunk, images)
+    hidden, past = _forward(model, trunk, positions, 0, len(prompt), [], [], images or {})
+    last = hidden[-1].expand(len(completions), 1, -1)
+    before = _padded([completion[:-1] for completion in completions], model.device)
+    if not before.shape[1]:
+        return last
+    G = len(completions)
+    expanded = [(keys.expand(G, -1, -1, -1), values.expand(G, -1, -1, -1)) for keys, values in past]
+    following = positions.amax() + 1 + torch.arange(before.shape[1], device=model.device)
+    output = model.base_model(
+        input_ids=before,
+        position_ids=following.expand(*positions.shape[:-2], G, -1),
+        past_key_values=_filled(model, expanded),
+        use_cache=True,
+    )
+    return torch.cat([last, output.last_hidden_state], dim=1)
+
+
+def _packed(model: Any, prompt: Sequence[int], completions: Sequence[Sequence[int]], images: Images | None) -> Tensor:
+    trie = Trie.of([[*prompt, *completion[:-1]] for completion in completions])
+    count = len(trie.tokens)
+    is_chain = trie.trunk == count
+    output = model.base_model(
+        input_ids=torch.tensor([trie.tokens], device=model.device),
+        position_ids=_positions(model, trie, images),
+        attention_mask=None if is_chain else _mask(model, trie, 0, count, []),
+        use_cache=False,
+        **(images or {}),
+    )
+    nodes = _padded([path[len(prompt) - 1 :] for path in trie.paths], model.device)
+    return torch.as_tensor(output.last_hidden_state[0, nodes])
+
+
+def _repeated(model: Any, prompt: Sequence[int], completions: Sequence[Sequence[int]], images: Images | None) -> Tensor:
+    sequences = [[*prompt, *completion[:-1]] for completion in completions]
+    tokens = _padded(sequences, model.device)
+    inside = _padded([[1] * len(sequence) for sequence in sequences], model.device)
+    again = {name: torch.cat([value] * len(completions)) for name, value in (images or {}).items()}
+    if "image_grid_thw" in again:
+        again["mm_token_type_ids"] = ((tokens == model.config.image_token_id) & inside.bool()).int()
+    output = model.base_model(input_ids=tokens, attention_mask=inside, use_cache=False, **again)
+    return torch.as_tensor(output.last_hidden_state[:, len(prompt) - 1 :])
+
+
+def _padded(rows: Sequence[Sequence[int]], device: Any) -> Tensor:
+    """The rows as (R, longest), filled up with 0 on the right."""
+    width = max(map(len, rows))
+    filled = [[*row, *[0] * (width - len(row))] for row in rows]
+    return torch.tensor(filled, dtype=torch.long, device=device).reshape(len(rows), width)
+
+
+def _of_targets(head: Any, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-probability of each target (n,) after its hidden state (n, H), and the entropy there."""
+
+    def piece(states: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        logprobs = (head(states).float() / temperature).log_softmax(-1)
+        return logprobs.gather(-1, tokens[:, None])[:, 0], -(logprobs.exp() * logprobs).sum(-1)
+
+    pieces = [
+        # computed again in the backward pass, so that no two pieces' logits are ever held together
+        checkpoint(piece, states, tokens, use_reentrant=False)
+        for states, tokens in zip(
+            torch.split(hidden, VOCABULARY_ROWS), torch.split(targets, VOCABULARY_ROWS), strict=True
+        )
+    ]
+    logprobs, entropies = zip(*pieces, strict=True)
+    return torch.cat(logprobs), torch.cat(entropies)
 
 
 def hidden_states(
@@ -254,23 +390,28 @@ def _forward(
     model: Any, trie: Trie, positions: Tensor, start: int, stop: int, above: list[int], past: Past, images: Images
 ) -> tuple[Tensor, Past]:
     """Output (n, H) at the nodes start to stop - 1, and keys and values of `above` and these."""
-    from transformers import DynamicCache
-
-    cache = DynamicCache(config=model.config)
-    # A new cache each time: how to cut one differs between versions of transformers, how to fill one does not.
-    for layer, (keys, values) in enumerate(past):
-        cache.update(keys, values, layer)
+    filled = _filled(model, past)
     is_chain = trie.depths[stop - 1] - trie.depths[start] == stop - 1 - start
     output = model.base_model(
         input_ids=torch.tensor([trie.tokens[start:stop]], device=model.device),
         position_ids=positions[..., start:stop],
         attention_mask=None if is_chain else _mask(model, trie, start, stop, above),
-        past_key_values=cache,
+        past_key_values=filled,
         use_cache=True,
         **images,
     )
-    layers: Any = cache.layers
+    layers: Any = filled.layers
     return output.last_hidden_state[0], [(layer.keys, layer.values) for layer in layers]
+
+
+def _filled(model: Any, past: Past) -> Any:
+    """A cache with these keys and values: a new one each time, since how to cut one differs between versions of transformers."""
+    from transformers import DynamicCache
+
+    filled = DynamicCache(config=model.config)
+    for layer, (keys, values) in enumerate(past):
+        filled.update(keys, values, layer)
+    return filled
 
 
 def _mask(model: Any, trie: Trie, start: int, stop: int, above: list[int]) -> Tensor:
