@@ -31,7 +31,7 @@ def run(what: str, folder: Path, *, engine_apart: bool = False) -> dict[str, Any
     command = [PYTHON, ROOT / "tests/engines/in_process.py", what, out, smollm2()]
     with log.open("w") as file:
         status = subprocess.run(
-            command, env={**os.environ, **own}, cwd="/", stdout=file, stderr=file, timeout=600, check=False
+            command, env={**os.environ, **own}, cwd="/", stdout=file, stderr=file, timeout=300, check=False
         ).returncode
     assert status == 0, log.read_text()[-3000:]
     answered: dict[str, Any] = json.loads(out.read_text())

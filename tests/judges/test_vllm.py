@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import sys
+import threading
 import time
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -50,7 +51,7 @@ class Engine:
         self.model_config = SimpleNamespace(
             model=model, revision=revision, hf_config=SimpleNamespace(_commit_hash=commit)
         )
-        self.llm_engine = SimpleNamespace(abort_request=self.abort_request)
+        self.llm_engine = SimpleNamespace(abort_request=self.abort_request, engine_core=SimpleNamespace())
         self.turns_down, self.fails, self.finish = turns_down, fails, finish
         self.queue: list[Any] = []
         self.aborted: list[str] = []
@@ -234,3 +235,35 @@ def test_judges_of_one_engine_take_turns() -> None:
 
     for replies, raw in zip(asyncio.run(both()), ("A", RATED) * 2, strict=True):
         assert [reply.raw for reply in replies] == [raw] * 5
+
+
+class TestEngineApart:
+    """An engine in a process of its own."""
+
+    def engine(self, *, dies: bool) -> Any:
+        engine = Engine()
+        resources = SimpleNamespace(engine_dead=False)
+        engine.llm_engine.engine_core.resources = resources
+        wait = engine.wait_for_completion
+
+        def slow(*, use_tqdm: bool) -> list[Any]:
+            time.sleep(0.1)
+            resources.engine_dead = dies
+            if dies:
+                threading.Event().wait()  # vLLM waits for ever
+            return wait(use_tqdm=use_tqdm)
+
+        engine.wait_for_completion = slow  # type: ignore[method-assign]
+        return engine
+
+    def test_is_waited_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("capreward.judges.vllm.LIVENESS_SECONDS", 0.02)
+        (reply,) = asyncio.run(VLLMJudge(self.engine(dies=False)).ask([CHOICE]))
+        assert isinstance(reply, Reply)
+
+    def test_that_dies_is_not_waited_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("capreward.judges.vllm.LIVENESS_SECONDS", 0.02)
+        (reply,) = asyncio.run(VLLMJudge(self.engine(dies=True)).ask([CHOICE]))
+        assert isinstance(reply, Missing)
+        assert reply.reason is Reason.SERVER
+        assert "died" in reply.detail

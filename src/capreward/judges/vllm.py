@@ -9,6 +9,8 @@ import threading
 import time
 import weakref
 from collections.abc import Mapping, Sequence
+from concurrent import futures
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +27,9 @@ TOO_LONG = ("maximum context length", "maximum model length")
 """What vLLM says of a prompt that exceeds the window."""
 TURNED_DOWN = {"VLLMClientError", "ValueError", "TypeError", "OSError", "TemplateError"}
 """Errors by which vLLM turns a request down, by name, since they move from version to version. Others are its own failures."""
+
+LIVENESS_SECONDS = 1.0
+"""Between two looks at whether an engine in a process of its own still lives."""
 
 _LOCKS: weakref.WeakKeyDictionary[Any, threading.Lock] = weakref.WeakKeyDictionary()
 
@@ -134,7 +139,7 @@ class VLLMJudge:
             return []
         try:
             # sorted by age; before ours may come what somebody else left in the queue
-            outputs: list[RequestOutput] = self._llm.wait_for_completion(use_tqdm=False)[-len(sent) :]
+            outputs: list[RequestOutput] = self._finished()[-len(sent) :]
             if len(outputs) < len(sent):
                 raise RuntimeError(f"{len(outputs)} outputs of {len(sent)} requests")
         except Exception as error:  # noqa: BLE001  a failed judge is Missing, not an exception
@@ -143,6 +148,29 @@ class VLLMJudge:
                 self._llm.llm_engine.abort_request(list(sent), internal=True)
             return [Missing(Reason.SERVER, f"{type(error).__name__}: {error}"[:500])] * len(sent)
         return outputs
+
+    def _finished(self) -> list[RequestOutput]:
+        """Outputs of all that the engine was given. vLLM alone would wait for ever if the engine's process died meanwhile.
+
+        Raises:
+            RuntimeError: it died.
+        """
+        resources = getattr(self._llm.llm_engine.engine_core, "resources", None)
+        if resources is None:  # the engine runs in this very thread
+            return list(self._llm.wait_for_completion(use_tqdm=False))
+        outputs: Future[list[RequestOutput]] = Future()
+
+        def wait() -> None:
+            try:
+                outputs.set_result(self._llm.wait_for_completion(use_tqdm=False))
+            except BaseException as error:  # noqa: BLE001  handed on
+                outputs.set_exception(error)
+
+        threading.Thread(target=wait, name="capreward-vllm", daemon=True).start()
+        while not futures.wait([outputs], timeout=LIVENESS_SECONDS).done:
+            if resources.engine_dead:
+                raise RuntimeError("the process of vLLM's engine died")
+        return outputs.result()
 
     def _sampling(self, request: Request, schema: Mapping[str, Any] | None) -> SamplingParams:
         from vllm import SamplingParams
