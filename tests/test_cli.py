@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from judges.chat_server import serving
+from judges.chat_server import completion, serving
 from judges.test_storm import right
 from PIL import Image
 
@@ -88,6 +88,15 @@ class TestJudge:
         cells = [cell for row in written(tmp_path / "out")[:3] for cell in row["scores"].values()]
         assert {cell["missing"] for cell in cells} >= {"refused"}
         assert all(cell["raw"] is None for cell in cells)
+
+    def test_half_a_character_in_a_reply_is_written(self, write: Write, tmp_path: Path) -> None:
+        row = {"id": "1", "rubric": [{"text": "Mentions a cup.", "weight": 1.0}], "rollouts": ["A cup."]}
+        reply = {"verdicts": [{"number": 1, "why": "\ud83d", "holds": True}]}
+        with serving(lambda _: completion(json.dumps(reply))) as server:
+            options = ("--suite", "rubicap", "--judge", "openai:m", "--base-url", server.url, "--out", tmp_path / "out")
+            assert run("score", write(row), *options) == 0
+        (said,) = written(tmp_path / "out")
+        assert said["scores"]["rubric"]["evidence"]["criteria"][0]["why"] == "\ud83d"
 
     def test_unknown(self, write: Write, capsys: pytest.CaptureFixture[str]) -> None:
         assert run("score", write(*ROWS), "--judge", "gpt") == 2

@@ -158,7 +158,14 @@ def _score(arguments: argparse.Namespace) -> None:
     table = suite.score(rollouts)
     if arguments.out:  # first of all: what has been paid for must not be lost to a failing table or figure
         arguments.out.mkdir(parents=True, exist_ok=True)
-        with _replacing(arguments.out / "scores.jsonl") as path, path.open("w", encoding="utf-8") as lines:
+        with (
+            _replacing(arguments.out / "scores.jsonl") as path,
+            path.open(
+                "w",
+                encoding="utf-8",
+                errors="backslashreplace",  # half a surrogate pair, which UTF-8 cannot hold, becomes an escape of JSON
+            ) as lines,
+        ):
             lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in _rows(table, rollouts))
     report.print_scores(table, console)
     if arguments.by:
