@@ -39,7 +39,8 @@ from smollm2 import smollm2
 
 from capreward import prompts
 from capreward.judges import Request, Task
-from capreward.judges.local import LETTERS, LocalJudge, fill
+from capreward.judges.encode import LETTERS, fill
+from capreward.judges.local import LocalJudge
 from capreward.prefix import Trie
 from capreward.records import Question
 from capreward.samples import iiw, photos
