@@ -211,7 +211,7 @@ def completion_logprobs(
         images: of the prompt.
         temperature: that the tokens were sampled with; logits are divided by it.
         form: three exact ways to run, which differ in speed and memory.
-            "expanded": the prompt by itself, then the completions as a batch on its keys and values. Fastest.
+            "expanded": the prompt by itself, then the completions as a batch on its keys and values. Fastest on a CPU.
             "packed": one sequence of prompt and completions under a mask, beginnings that completions share once. Chosen under
             gradient checkpointing, which cannot keep keys and values.
             "repeated": the prompt and its images with every completion, as other trainers do. Chosen for models without an exact

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from capreward.errors import ComponentError, InputError, TooManyMissingError
 from capreward.judges.base import Judge
+from capreward.judges.wrap import side_by_side
 from capreward.missing import Missing, Reason
 from capreward.records import Rollout, count_words
 from capreward.scoring import EMPTY, Component, Gate, Score, ScoreTable, checked, score_component, weights_of
@@ -171,7 +172,7 @@ class RewardSuite:
 
             async def ask(name: str) -> list[Score | Missing]:
                 starts = range(0, len(rollouts), size)
-                parts = await _together([ask_chunk(name, slice(start, start + size)) for start in starts])
+                parts = await side_by_side(ask_chunk(name, slice(start, start + size)) for start in starts)
                 return [score for part in parts for score in part]
 
             async def ask_chunk(name: str, chunk: slice) -> list[Score | Missing]:
@@ -180,7 +181,7 @@ class RewardSuite:
                     advance(len(part))
                 return part
 
-            columns = await _together([ask(name) for name in self.names])
+            columns = await side_by_side(ask(name) for name in self.names)
         return dict(zip(self.names, columns, strict=True))
 
     def _decided(self, rollout: Rollout) -> Score | None:
@@ -234,18 +235,6 @@ def _apply(
                 final.add(row)
             missing.pop(row, None)
             gated[row] = factor.why
-
-
-async def _together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """asyncio.gather, but when one fails the others stop: their judges would go on spending."""
-    tasks = [asyncio.ensure_future(each) for each in work]
-    try:
-        return await asyncio.gather(*tasks)
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise
 
 
 def _factors(gate: Gate, rollouts: Sequence[Rollout], read: Mapping[str, Float]) -> list[Score | Missing]:

@@ -230,7 +230,10 @@ async def _by(limit: asyncio.Timeout, work: Awaitable[T], late: T) -> T:
 
 
 async def side_by_side(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """Results of coroutines that run at the same time, in order. If one raises or the caller is cancelled, all stop."""
+    """Results of coroutines that run at the same time, in order.
+
+    If one raises or the caller is cancelled, all stop: their judges would go on spending.
+    """
     tasks = [asyncio.ensure_future(one) for one in work]
     try:
         return await asyncio.gather(*tasks)
