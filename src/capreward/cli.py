@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from capreward import __version__
 from capreward.errors import CaprewardError, InputError
 
 if TYPE_CHECKING:
     from capreward.judges.base import Judge
-    from capreward.records import Rollout
-    from capreward.scoring import ScoreTable
 
 SUITES = ("balcaprl", "caprl", "rubicap", "everything")
 
@@ -130,7 +127,7 @@ def _judge(arguments: argparse.Namespace) -> Judge:
 
 
 def _score(arguments: argparse.Namespace) -> None:
-    from capreward.data import read_items, read_rollouts
+    from capreward.data import read_items, read_rollouts, replacing, write_rows
     from capreward.presets import PRESETS
 
     weights = dict(_weight(text) for text in arguments.weight)
@@ -158,57 +155,14 @@ def _score(arguments: argparse.Namespace) -> None:
     table = suite.score(rollouts)
     if arguments.out:  # first of all: what has been paid for must not be lost to a failing table or figure
         arguments.out.mkdir(parents=True, exist_ok=True)
-        with (
-            _replacing(arguments.out / "scores.jsonl") as path,
-            path.open(
-                "w",
-                encoding="utf-8",
-                errors="backslashreplace",  # half a surrogate pair, which UTF-8 cannot hold, becomes an escape of JSON
-            ) as lines,
-        ):
-            lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in _rows(table, rollouts))
+        write_rows(arguments.out / "scores.jsonl", table.to_rows(rollouts))
     report.print_scores(table, console)
     if arguments.by:
         report.print_means(table, rollouts, arguments.by, console)
     if arguments.out:
-        with _replacing(arguments.out / "scores.png") as path:
+        with replacing(arguments.out / "scores.png") as path:
             report.figure(table).savefig(path, dpi=130, format="png")
         print(f"wrote {arguments.out / 'scores.jsonl'} and {arguments.out / 'scores.png'}")
-
-
-def _rows(table: ScoreTable, rollouts: Sequence[Rollout]) -> Iterator[dict[str, Any]]:
-    """What is written of each rollout; null = missing."""
-    from capreward.scoring import Score
-
-    advantages = {name: table.advantages(name) for name in ("grpo", "gdpo")}
-    total = table.total()
-    for row, rollout in enumerate(rollouts):
-        scores = {}
-        for k, name in enumerate(table.names):
-            score = table.scores[k][row]
-            missing = table.missing.get((row, k))
-            scores[name] = {
-                "raw": _or_none(table.raw[row, k]),
-                "value": _or_none(table.values[row, k]),
-                "why": table.why(row, k),
-                "missing": missing.reason if missing else None,
-                "unread": missing.raw if missing else "",
-                "gated": (row, k) in table.gated,
-                "evidence": dict(score.evidence) if isinstance(score, Score) else {},
-            }
-        yield {
-            "id": table.ids[row],
-            "group": rollout.group,
-            "item": rollout.item.id,
-            "caption": rollout.caption,
-            "scores": scores,
-            "total": _or_none(total[row]),
-            "advantages": {name: float(column[row]) for name, column in advantages.items()},
-        }
-
-
-def _or_none(value: float) -> float | None:
-    return None if value != value else float(value)
 
 
 def _weight(text: str) -> tuple[str, float]:
@@ -217,17 +171,6 @@ def _weight(text: str) -> tuple[str, float]:
         return name, float(number)
     except ValueError:
         raise InputError(f"--weight: got {text!r}, expected NAME=NUMBER, such as fluency=0.5") from None
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to; it takes the place of `path` only when everything has been written."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -67,6 +69,24 @@ def read_rollouts(
                 places[rollout.id] = place
             rollouts.append(rollout)
     return rollouts
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a .jsonl file, one object a line; it is there as a whole or not at all."""
+    # half a surrogate pair, which UTF-8 cannot hold, becomes an escape of JSON
+    with replacing(path) as partial, partial.open("w", encoding="utf-8", errors="backslashreplace") as lines:
+        lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write to; it takes the place of `path` only when everything has been written."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 class _Reader:

@@ -21,6 +21,10 @@ class TooManyMissingError(CaprewardError, RuntimeError):
     """More scores are missing than `max_missing` allows."""
 
 
+class NonFiniteError(CaprewardError, ArithmeticError):
+    """Training went on giving losses or gradients that are no finite numbers."""
+
+
 class MissingExtraError(CaprewardError, ImportError):
     """An optional dependency is not installed; the message names the extra that brings it."""
 

@@ -16,7 +16,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -244,7 +244,7 @@ def _best_form(model: Any) -> Form:
     try:
         check(model)
     except ValueError as error:
-        _say_once(f"{error}; running prompt and images again with every completion, which is exact but slower")
+        say_once(f"{error}; running prompt and images again with every completion, which is exact but slower")
         return "repeated"
     # the model's own property of this name changes from version to version
     checkpointing = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
@@ -252,26 +252,45 @@ def _best_form(model: Any) -> Form:
 
 
 @cache
-def _say_once(message: str) -> None:
+def say_once(message: str) -> None:
+    """Log a warning, the first time that this message comes."""
     log.warning("%s", message)
+
+
+class Prefilled(NamedTuple):
+    """A prompt that has run, for completions to go on from."""
+
+    last: Tensor
+    """What predicts the first token of a completion, (H,)."""
+    past: Past
+    next_position: Tensor
+    """Where that token stands, ()."""
+    axes: tuple[int, ...]
+    """What goes before the batch in the shape of position ids: (3,) for models that count time, height and width, else ()."""
+
+
+def prefill(model: Any, prompt: Sequence[int], images: Images | None = None) -> Prefilled:
+    """Run a prompt and its images once. `model` has to pass `check`."""
+    trunk = Trie.of([prompt])
+    positions = _positions(model, trunk, images)
+    hidden, past = _forward(model, trunk, positions, 0, len(prompt), [], [], images or {})
+    return Prefilled(hidden[-1], past, positions.amax() + 1, tuple(positions.shape[:-2]))
 
 
 def _expanded(model: Any, prompt: Sequence[int], completions: Sequence[Sequence[int]], images: Images | None) -> Tensor:
     """The hidden states that predict each token of the completions, (G, T, H)."""
-    trunk = Trie.of([prompt])
-    positions = _positions(model, trunk, images)
-    hidden, past = _forward(model, trunk, positions, 0, len(prompt), [], [], images or {})
-    last = hidden[-1].expand(len(completions), 1, -1)
+    prompt_ = prefill(model, prompt, images)
+    last = prompt_.last.expand(len(completions), 1, -1)
     before = _padded([completion[:-1] for completion in completions], model.device)
     if not before.shape[1]:
         return last
     G = len(completions)
-    expanded = [(keys.expand(G, -1, -1, -1), values.expand(G, -1, -1, -1)) for keys, values in past]
-    following = positions.amax() + 1 + torch.arange(before.shape[1], device=model.device)
+    expanded = [(keys.expand(G, -1, -1, -1), values.expand(G, -1, -1, -1)) for keys, values in prompt_.past]
+    following = prompt_.next_position + torch.arange(before.shape[1], device=model.device)
     output = model.base_model(
         input_ids=before,
-        position_ids=following.expand(*positions.shape[:-2], G, -1),
-        past_key_values=_filled(model, expanded),
+        position_ids=following.expand(*prompt_.axes, G, -1),
+        past_key_values=filled_cache(model, expanded),
         use_cache=True,
     )
     return torch.cat([last, output.last_hidden_state], dim=1)
@@ -390,7 +409,7 @@ def _forward(
     model: Any, trie: Trie, positions: Tensor, start: int, stop: int, above: list[int], past: Past, images: Images
 ) -> tuple[Tensor, Past]:
     """Output (n, H) at the nodes start to stop - 1, and keys and values of `above` and these."""
-    filled = _filled(model, past)
+    filled = filled_cache(model, past)
     is_chain = trie.depths[stop - 1] - trie.depths[start] == stop - 1 - start
     output = model.base_model(
         input_ids=torch.tensor([trie.tokens[start:stop]], device=model.device),
@@ -404,7 +423,7 @@ def _forward(
     return output.last_hidden_state[0], [(layer.keys, layer.values) for layer in layers]
 
 
-def _filled(model: Any, past: Past) -> Any:
+def filled_cache(model: Any, past: Past) -> Any:
     """A cache with these keys and values: a new one each time, since how to cut one differs between versions of transformers."""
     from transformers import DynamicCache
 
@@ -420,5 +439,10 @@ def _mask(model: Any, trie: Trie, start: int, stop: int, above: list[int]) -> Te
     node = torch.tensor(seen, device=model.device)
     ends = torch.tensor([trie.ends[i] for i in seen], device=model.device)
     own = node[len(above) :, None]
-    mask = torch.zeros(stop - start, len(seen), dtype=model.dtype, device=model.device)
-    return mask.masked_fill((node > own) | (own >= ends), torch.finfo(model.dtype).min)[None, None]
+    return additive_mask(model, (node <= own) & (own < ends))[None, None]
+
+
+def additive_mask(model: Any, sees: Tensor) -> Tensor:
+    """What is added to attention scores, so that a token sees what `sees` is true for: 0 there, else the most negative number."""
+    mask = torch.zeros(sees.shape, dtype=model.dtype, device=sees.device)
+    return mask.masked_fill(~sees, torch.finfo(model.dtype).min)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import wraps
 from numbers import Real
@@ -255,6 +255,39 @@ class ScoreTable:
             columns[f"why.{name}"] = [self.why(row, k) for row in range(len(self))]
         return pd.DataFrame({**columns, "total": self.total()})
 
+    def to_rows(self, rollouts: Sequence[Rollout], rows: Sequence[int] | None = None) -> Iterator[dict[str, Any]]:
+        """What a file holds of each rollout, as JSON-ready data; None = missing.
+
+        Args:
+            rollouts: those that the table is of, in its order.
+            rows: where `rollouts` stand in the table, if they are not all of it.
+        """
+        advantages = {name: self.advantages(name) for name in ("grpo", "gdpo")}
+        total = self.total()
+        for row, rollout in zip(range(len(self)) if rows is None else rows, rollouts, strict=True):
+            yield {
+                "id": self.ids[row],
+                "group": rollout.group,
+                "item": rollout.item.id,
+                "caption": rollout.caption,
+                "scores": {name: self._cell(row, k) for k, name in enumerate(self.names)},
+                "total": _or_none(total[row]),
+                "advantages": {name: float(column[row]) for name, column in advantages.items()},
+            }
+
+    def _cell(self, row: int, column: int) -> dict[str, Any]:
+        score = self.scores[column][row]
+        missing = self.missing.get((row, column))
+        return {
+            "raw": _or_none(self.raw[row, column]),
+            "value": _or_none(self.values[row, column]),
+            "why": self.why(row, column),
+            "missing": missing.reason if missing else None,
+            "unread": missing.raw if missing else "",
+            "gated": (row, column) in self.gated,
+            "evidence": dict(score.evidence) if isinstance(score, Score) else {},
+        }
+
     def why(self, row: int, column: int) -> str:
         """Why a cell of `values` is what it is, in a phrase."""
         if (row, column) in self.missing:
@@ -282,6 +315,49 @@ def weights_of(names: Sequence[str], weights: Mapping[str, float] | None, defaul
     if not result.any():
         raise InputError("weights: all are zero, so every advantage would be 0; give a component a weight")
     return result
+
+
+def concatenated(tables: Sequence[ScoreTable]) -> ScoreTable:
+    """The tables of one suite as one, their rollouts in order: for batches that are scored in parts.
+
+    Without `usage`: parts that were scored side by side have counted each other's.
+
+    Raises:
+        InputError: no tables, or tables of different suites; a rollout id that occurs twice.
+    """
+    if not tables:
+        raise InputError("tables: got none, expected at least one")
+    first = tables[0]
+    for table in tables:
+        if table.names != first.names or not np.array_equal(table.weights, first.weights):
+            raise InputError(
+                f"tables: got components {list(table.names)} and {list(first.names)}, or different weights"
+            )
+    ids = tuple(id for table in tables for id in table.ids)
+    if len(set(ids)) < len(ids):
+        raise InputError("tables: a rollout id occurs twice; give the rollouts ids of their own, or groups")
+    starts = np.cumsum([0, *map(len, tables)]).tolist()
+    return ScoreTable(
+        names=first.names,
+        ids=ids,
+        groups=np.concatenate([table.groups for table in tables]),
+        raw=np.concatenate([table.raw for table in tables]),
+        values=np.concatenate([table.values for table in tables]),
+        weights=first.weights,
+        scores=tuple(tuple(score for table in tables for score in table.scores[k]) for k in range(len(first.names))),
+        gated={
+            (start + row, k): why for start, t in zip(starts, tables, strict=False) for (row, k), why in t.gated.items()
+        },
+        missing={
+            (start + row, k): why
+            for start, t in zip(starts, tables, strict=False)
+            for (row, k), why in t.missing.items()
+        },
+    )
+
+
+def _or_none(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
 
 
 def _mean(column: Float) -> float:

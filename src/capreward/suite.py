@@ -8,6 +8,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -96,7 +97,8 @@ class RewardSuite:
                     )
         self.max_length, self.count, self.max_missing, self.spare = max_length, count, max_missing, spare
         judges = (getattr(component, "judge", None) for component in self.components.values())
-        self._judges = list({id(judge): judge for judge in judges if isinstance(judge, Judge)}.values())
+        self.judges = tuple({id(judge): judge for judge in judges if isinstance(judge, Judge)}.values())
+        """Those of the components, each once."""
 
     def score(self, rollouts: Sequence[Rollout], *, progress: bool = True) -> ScoreTable:
         """Scores the rollouts; works in a script and inside a notebook's running loop.
@@ -112,8 +114,8 @@ class RewardSuite:
         """
         return run(self.ascore(rollouts, progress=progress))
 
-    async def ascore(self, rollouts: Sequence[Rollout], *, progress: bool = False) -> ScoreTable:
-        """`score`, to be awaited."""
+    async def ascore(self, rollouts: Sequence[Rollout], *, progress: bool = False, part: bool = False) -> ScoreTable:
+        """`score`, to be awaited. A `part` of a batch is not held against `max_missing`: call `check_missing` on the whole."""
         if isinstance(rollouts, Rollout):
             raise InputError("rollouts: got a single Rollout, expected a list of them")
         rollouts = list(rollouts)
@@ -128,7 +130,7 @@ class RewardSuite:
                 for row, factor in enumerate(factors[id(gate)]):
                     if decided[row] is None and (isinstance(factor, Missing) or factor.value == 0):
                         settled[gate.target][row] = Missing(Reason.NOT_ASKED, "a gate decides")
-        before = [judge.usage.snapshot() for judge in self._judges]
+        before = [judge.usage.snapshot() for judge in self.judges]
         scores = await self._ask(rollouts, settled, progress)
 
         raw = {name: np.array([_number(score) for score in scores[name]], np.float64) for name in self.names}
@@ -157,10 +159,11 @@ class RewardSuite:
             gated={(row, k): why for k, name in enumerate(self.names) for row, why in gated[name].items()},
             missing={(row, k): why for k, name in enumerate(self.names) for row, why in missing[name].items()},
             usage=tuple(
-                (judge.name, judge.usage.since(usage)) for judge, usage in zip(self._judges, before, strict=True)
+                (judge.name, judge.usage.since(usage)) for judge, usage in zip(self.judges, before, strict=True)
             ),
         )
-        self._check_missing(table)
+        if not part:
+            self.check_missing(table)
         return table
 
     async def _ask(
@@ -192,7 +195,12 @@ class RewardSuite:
             return None
         return Score(0.0, f"caption of length {length}, longer than the limit of {self.max_length}")
 
-    def _check_missing(self, table: ScoreTable) -> None:
+    def check_missing(self, table: ScoreTable) -> None:
+        """Logs what is missing in a table of this suite.
+
+        Raises:
+            TooManyMissingError: more of a component than `max_missing` allows.
+        """
         for name, counts in table.missing_by_reason().items():
             if not self.weights[self.names.index(name)]:
                 continue
@@ -316,6 +324,16 @@ _loop_lock = threading.Lock()
 
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Runs a coroutine to its end from synchronous code, whether or not an event loop is running around it."""
+    future = start(work)
+    try:
+        return future.result()
+    except BaseException:
+        future.cancel()
+        raise
+
+
+def start(work: Coroutine[Any, Any, T]) -> Future[T]:
+    """Starts a coroutine from synchronous code, which goes on meanwhile and asks for the result later."""
     global _loop
     with _loop_lock:
         if _loop is None or _loop.pid != os.getpid():  # threads do not survive a fork
@@ -323,9 +341,4 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     if threading.current_thread() is _loop.thread:
         work.close()
         raise InputError("score() was called from inside a component; there, await ascore() instead")
-    future = asyncio.run_coroutine_threadsafe(work, _loop.loop)
-    try:
-        return future.result()
-    except BaseException:
-        future.cancel()
-        raise
+    return asyncio.run_coroutine_threadsafe(work, _loop.loop)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from capreward import prompts
 from capreward.errors import InputError
 from capreward.judges.base import Request, Task
+from capreward.processing import with_images
 
 if TYPE_CHECKING:
     import torch
@@ -92,16 +92,8 @@ class Encoder:
         system = prompts.load(PROMPTS[task]).system
         if images:
             head, tail = self._rendered(system, len(images))
-            # The processor puts as many tokens as an image needs where the template has one.
-            made = self._processor(
-                text=[head], images=[_opened(image) for image in images], add_special_tokens=False, return_tensors="pt"
-            )
-            seen = {
-                name: value
-                for name, value in made.items()
-                if name not in ("input_ids", "attention_mask", "mm_token_type_ids")
-            }
-            return Frame(made["input_ids"][0].tolist(), self.encode(tail, trusted=True), seen)
+            tokens, seen = with_images(self._processor, head, images)
+            return Frame(tokens, self.encode(tail, trusted=True), seen)
         if task not in self._frames:
             if self._template:
                 head, tail = self._rendered(system)
@@ -166,14 +158,3 @@ def fill(prompt: prompts.Prompt, request: Request, options: str) -> str:
     judged = options if request.task is Task.VERIFY else request.context
     mark = f"text-{hashlib.sha256(judged.encode()).hexdigest()[:8]}"
     return Template(prompt.user).substitute(mark=mark, context=request.context, question=question, options=options)
-
-
-def _opened(image: Path | bytes) -> Any:
-    """A picture of PIL.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    from PIL import Image
-
-    return Image.open(BytesIO(image) if isinstance(image, bytes) else image).convert("RGB")

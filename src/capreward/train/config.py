@@ -1,0 +1,110 @@
+"""What a training run does, as one record that a YAML file holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from capreward.errors import InputError, missing_extra
+
+Positive = Annotated[int, Field(gt=0)]
+
+
+class TrainConfig(BaseModel):
+    """Settings of a run. Only `model`, `data` and `out` have to be given."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str
+    """Name or folder of a vision-language model of transformers."""
+    data: str
+    """.jsonl or .parquet file of items, or ``hf:NAME`` or ``hf:NAME:SPLIT``, a Hugging Face dataset with `Item`'s fields."""
+    out: Path
+    """Folder for metrics, samples, checkpoints and the trained model."""
+    prompt: str = "Describe this image in detail."
+    held_out: Annotated[int, Field(ge=0)] = 0
+    """Items at the end of `data` that are never trained on: captioned and scored before and after."""
+
+    suite: Literal["balcaprl", "caprl", "rubicap", "everything"] = "balcaprl"
+    judge: dict[str, Any] = {"name": "lite"}
+    """`name` as in `capreward score --judge`, and `judges.named.make_judge`'s base_url, images, concurrency, prices, cache."""
+    weights: dict[str, float] = {}
+    """Of the suite's components; 1 where not named."""
+    estimator: Literal["gdpo", "grpo", "dr_grpo"] = "gdpo"
+    max_missing: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Largest share of a component's scores that may be missing in a batch before the run stops."""
+
+    steps: Positive = 500
+    groups: Positive = 8
+    """Items in a batch, over all processes."""
+    group_size: Annotated[int, Field(gt=1)] = 8
+    """Rollouts of each item."""
+    max_tokens: Positive = 512
+    """Longest caption."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-6
+    warmup: Annotated[int, Field(ge=0)] = 0
+    """Updates over which the learning rate rises to its full height, where it stays."""
+    updates: Positive = 1
+    """Optimiser steps on each batch of rollouts; clipping acts from the second on."""
+    loss: Literal["grpo", "dapo", "dr_grpo"] = "dapo"
+    clip: tuple[Annotated[float, Field(gt=0, lt=1)], Annotated[float, Field(gt=0)]] = (0.2, 0.28)
+    """How far a token's ratio may fall below and rise above 1. The default is DAPO's."""
+    kl: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the KL to the model that the run started from; above 0 a reference is kept."""
+    lora_rank: Annotated[int, Field(ge=0)] = 0
+    """Of adapters on every linear layer of the language model; 0 trains the whole model."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, slower."""
+
+    save_every: Positive = 50
+    """Steps from one checkpoint to the next; the last two are kept, and one is written at the end."""
+    seed: int = 0
+
+    def __init__(self, /, **data: Any) -> None:
+        try:
+            super().__init__(**data)
+        except ValidationError as error:
+            faults = [
+                f"{'.'.join(map(str, fault['loc'])) or 'config'}: got {fault['input']!r}; {_wanted(fault)}"
+                for fault in error.errors()
+            ]
+            raise InputError("; ".join(faults)) from None
+
+    @model_validator(mode="after")
+    def _judge_is_named(self) -> TrainConfig:
+        if not isinstance(self.judge.get("name"), str):
+            raise ValueError("judge: expected a name, such as {name: lite}")
+        return self
+
+    @classmethod
+    def from_yaml(cls, path: str | Path, **changes: Any) -> TrainConfig:
+        """The settings of a YAML file, with `changes` in place of what it says.
+
+        Raises:
+            InputError: no such file, not YAML, an unknown setting or a value out of range; names the file and the setting.
+        """
+        try:
+            import yaml
+        except ImportError as error:
+            raise missing_extra("Reading a recipe", "train", error) from error
+        try:
+            settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError(f"{path}: {error.strerror}") from None
+        except yaml.YAMLError as error:
+            raise InputError(f"{path}: not YAML: {error}") from None
+        if not isinstance(settings, dict):
+            raise InputError(f"{path}: got {type(settings).__name__}, expected settings by name, such as 'steps: 500'")
+        try:
+            return cls(**{**settings, **changes})
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+
+
+def _wanted(fault: Any) -> str:
+    if fault["type"] == "extra_forbidden":
+        return f"there is no such setting; expected one of {', '.join(TrainConfig.model_fields)}"
+    return str(fault["msg"])

@@ -1,0 +1,435 @@
+"""The trainer: sample, score, advantage, update; on one process or several, killed at any moment or not."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from concurrent.futures import Future
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import numpy as np
+import torch
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, broadcast_object_list, gather_object
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from tqdm.auto import tqdm
+
+from capreward import prefix
+from capreward.data import write_rows
+from capreward.errors import InputError, NonFiniteError, TooManyMissingError
+from capreward.records import Item, Rollout
+from capreward.scoring import ScoreTable, concatenated
+from capreward.suite import RewardSuite, start
+from capreward.train import checkpoint, metrics
+from capreward.train.config import TrainConfig
+from capreward.train.loss import policy_loss, token_weights
+from capreward.train.policy import Policy, Prompt
+from capreward.train.rollout import Completions, generate
+
+log = logging.getLogger("capreward")
+
+SAMPLED_TOGETHER = 8
+"""Groups that a process samples in one batch, whose captions are scored while the next ones are sampled."""
+MAX_NORM = 1.0
+"""Gradients longer than this are shortened to it."""
+BAD_IN_A_ROW = 3
+"""Updates without a finite loss and gradient after which the run stops."""
+STATE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+
+
+@dataclass
+class Group:
+    """An item of the batch, its G rollouts, and what the update needs of them."""
+
+    prompt: Prompt
+    completions: Completions
+    rollouts: list[Rollout]
+    mask: Tensor
+    """(G, T), true at the tokens of each completion."""
+    reference: Tensor | None = None
+    """Log-probs of the reference model, (G, T)."""
+    old: Tensor | None = None
+    """Log-probs of the policy that sampled, (G, T); known after the first update."""
+    advantages: Tensor = field(default_factory=lambda: torch.zeros(0))
+    """(G,)"""
+
+
+class Trainer:
+    """Trains a policy on items with the rewards of a suite.
+
+    What is sampled depends on the seed, the step and the item alone, not on how many processes there are or how
+    often the run was killed. Start several processes with `accelerate launch`: DDP, or FSDP in its version 2.
+
+    Args:
+        config: what to do. Settings that say where policy, items and suite come from (model, data, suite, judge, ...) are those
+            of the command line; here they are handed in.
+        policy: what is trained.
+        suite: the reward.
+        items: with images, and with what the suite's components need.
+        held_out: items on which `evaluate` is called before and after.
+
+    Raises:
+        InputError: no items, or a number of groups that the processes cannot share equally.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        policy: Policy,
+        suite: RewardSuite,
+        items: Sequence[Item],
+        *,
+        held_out: Sequence[Item] = (),
+    ) -> None:
+        self.accelerator = accelerate.Accelerator(
+            mixed_precision="bf16" if torch.cuda.is_available() else "no",
+            # LLaVA's last vision layer, for one, is never used
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        )
+        world = self.accelerator.num_processes
+        if not items:
+            raise InputError("items: got none to train on, expected at least one")
+        if config.groups % world:
+            raise InputError(f"groups: got {config.groups}, expected a multiple of the {world} processes")
+        self.config, self.suite, self.items, self.held_out = config, suite, list(items), list(held_out)
+        if config.gradient_checkpointing:
+            policy.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.policy = policy.to(self.accelerator.device)
+        trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=0.0)
+        self.wrapped, self.optimizer = self.accelerator.prepare(policy, optimizer)
+        self.sharded = self.accelerator.distributed_type is DistributedType.FSDP
+        self.step = self.updates = self.skipped = self.bad_in_a_row = 0
+        self.clock = metrics.Clock()
+        self.log: metrics.Log | None = None
+
+    def train(self, *, resume: bool = False) -> Path:
+        """Run to the last step; returns the folder with the trained model.
+
+        Args:
+            resume: go on from the newest checkpoint in `config.out`, or from the start if there is none.
+
+        Raises:
+            InputError: checkpoints of an earlier run in `config.out`, without `resume`.
+            TooManyMissingError: more scores of a batch are missing than the suite allows; a checkpoint was written.
+            NonFiniteError: several updates in a row had a loss or gradient that is no finite number.
+        """
+        config = self.config
+        found = checkpoint.latest(config.out / "checkpoints")
+        if found and not resume:
+            raise InputError(f"out: {config.out} holds the checkpoint {found.name}; resume, or choose another folder")
+        state = self._restore(found) if found else {}
+        if self.accelerator.is_main_process:
+            self.log = metrics.Log(config.out, state.get("positions"))
+        if not found:
+            self._evaluate_held_out("before")
+        bar = tqdm(
+            total=config.steps,
+            initial=self.step,
+            desc="training",
+            unit="step",
+            disable=not self.accelerator.is_main_process,
+        )
+        try:
+            while self.step < config.steps:
+                bar.set_postfix(self._train_step())
+                bar.update()
+                if self.step % config.save_every == 0 or self.step == config.steps:
+                    self._save()
+        finally:
+            bar.close()
+            if self.log:
+                self.log.close()
+        self._evaluate_held_out("after")
+        trained = config.out / "final"
+        if self.accelerator.is_main_process:
+            self.policy.save(trained)
+        self.accelerator.wait_for_everyone()
+        return trained
+
+    def evaluate(self, items: Sequence[Item]) -> tuple[ScoreTable, list[Rollout]]:
+        """Sample one caption of each item and score it; the same random numbers each time.
+
+        Raises:
+            InputError: no items.
+        """
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        numbered = list(enumerate(items))
+        # Processes that run in step need the same number of batches: some caption the first items again, for nothing.
+        padded = numbered + numbered[: -len(numbered) % world]
+        rollouts: list[Rollout] = []
+        mine = padded[rank::world]
+        for begin in range(0, len(mine), SAMPLED_TOGETHER):
+            part = mine[begin : begin + SAMPLED_TOGETHER]
+            uniforms = torch.stack([self._uniforms(2, n, size=1) for n, _ in part])
+            _, completions = self._sample([item for _, item in part], uniforms)
+            rollouts += [
+                Rollout(item=item, caption=self.policy.caption(rows[0]), id=str(n), group=str(n))
+                for (n, item), rows in zip(part, completions, strict=True)
+            ]
+        by_id = {rollout.id: rollout for rollout in self._gathered(rollouts)}
+        every = [by_id[str(n)] for n, _ in numbered]
+        table = [self.suite.score(every, progress=True)] if self.accelerator.is_main_process else [None]
+        broadcast_object_list(table)
+        scored = table[0]
+        assert scored is not None  # the main process has broadcast it
+        return scored, every
+
+    def _train_step(self) -> dict[str, str]:
+        """One batch: sample, score, update. Returns what the progress bar shows."""
+        usage = [judge.usage.snapshot() for judge in self.suite.judges]
+        groups, parts = self._rollouts()
+        with self.clock.phase("reference"):
+            self._run_reference(groups)
+        with self.clock.phase("score"):  # what is left of it
+            table = self._gathered_table([part.result() for part in parts])
+        try:
+            self.suite.check_missing(table)
+        except TooManyMissingError:
+            self._save()  # as of before this step, which a resumed run takes again
+            raise
+        advantages = table.advantages(self.config.estimator)
+        by_id = dict(zip(table.ids, advantages.tolist(), strict=True))
+        for group in groups:
+            mine = [by_id[str(rollout.id)] for rollout in group.rollouts]
+            group.advantages = torch.tensor(mine, dtype=torch.float32, device=self.accelerator.device)
+        with self.clock.phase("update"):
+            of_update = self._update(groups)
+        self.step += 1
+        seconds = self.clock.read()
+        numbers = metrics.of_table(table) | of_update
+        numbers |= {f"seconds/{phase}": value for phase, value in seconds.items()}
+        numbers["tokens_per_second"] = numbers["tokens"] / sum(seconds.values())
+        for judge, before in zip(self.suite.judges, usage, strict=True):
+            used = judge.usage.since(before)
+            numbers |= {
+                f"judge/{judge.name}/{key}": getattr(used, key) for key in ("calls", "hits", "failures", "money")
+            }
+        if self.log:
+            self.log.step(self.step, numbers, metrics.samples(table, groups[0].rollouts, advantages))
+        means = {name: f"{numbers[f'{name}/value']:.2f}" for name in table.names}
+        return means | {"length": f"{numbers['length']:.0f}"}
+
+    def _rollouts(self) -> tuple[list[Group], list[Future[ScoreTable]]]:
+        """This process's groups of the batch, and their scores in the making."""
+        config = self.config
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        batch = list(enumerate(self._batch(self.step)))[rank::world]
+        groups: list[Group] = []
+        parts: list[Future[ScoreTable]] = []
+        for begin in range(0, len(batch), SAMPLED_TOGETHER):
+            part = batch[begin : begin + SAMPLED_TOGETHER]
+            with self.clock.phase("generate"):
+                uniforms = torch.stack([self._uniforms(1, self.step, n, size=config.group_size) for n, _ in part])
+                prompts, sampled = self._sample([item for _, item in part], uniforms)
+            new = [
+                self._group(f"{self.step}.{n}", item, prompt, completions)
+                for (n, item), prompt, completions in zip(part, prompts, sampled, strict=True)
+            ]
+            groups += new
+            parts.append(start(self.suite.ascore([rollout for group in new for rollout in group.rollouts], part=True)))
+        return groups, parts
+
+    def _group(self, name: str, item: Item, prompt: Prompt, completions: Completions) -> Group:
+        name = f"{item.id}/{name}"
+        rollouts = [
+            Rollout(item=item, caption=self.policy.caption(tokens), group=name, id=f"{name}#{n}")
+            for n, tokens in enumerate(completions)
+        ]
+        lengths = torch.tensor([len(tokens) for tokens in completions], device=self.accelerator.device)
+        mask = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
+        return Group(prompt, completions, rollouts, mask)
+
+    def _sample(self, items: Sequence[Item], uniforms: Tensor) -> tuple[list[Prompt], list[Completions]]:
+        prompts = [self.policy.prompt(item) for item in items]
+        self.policy.eval()
+        # DDP's wrapper would look for gradients; FSDP 2 has none, and has to run in step.
+        completions = self.accelerator.unwrap_model(self.wrapped)(
+            generate,
+            prompts,
+            uniforms,
+            ends=self.policy.ends,
+            temperature=self.config.temperature,
+            unspeakable=self.policy.unspeakable,
+            all_done=self._everybody if self.sharded else bool,
+        )
+        return prompts, completions
+
+    def _run_reference(self, groups: Sequence[Group]) -> None:
+        if not self.config.kl:
+            return
+        with torch.no_grad(), self.policy.reference_model() as model, self.accelerator.autocast():
+            for group in groups:
+                group.reference, _ = self._logprobs(model, group)
+
+    def _logprobs(self, model: Any, group: Group) -> tuple[Tensor, Tensor]:
+        return prefix.completion_logprobs(
+            model,
+            group.prompt.tokens,
+            group.completions,
+            images=group.prompt.images,
+            temperature=self.config.temperature,
+        )
+
+    def _update(self, groups: Sequence[Group]) -> dict[str, float]:
+        """The optimiser's steps on a batch; returns what to log of them, the mean over the steps."""
+        lengths = self._gathered([len(tokens) for group in groups for tokens in group.completions])
+        cut = self._gathered([tokens[-1] not in self.policy.ends for group in groups for tokens in group.completions])
+        steps = [
+            self._update_once(groups, rollouts=len(lengths), tokens=sum(lengths)) for _ in range(self.config.updates)
+        ]
+        return {
+            **{name: float(np.mean([step[name] for step in steps])) for name in steps[0]},
+            "tokens": float(sum(lengths)),
+            "length": float(np.mean(lengths)),
+            "truncated": float(np.mean(cut)),
+            "skipped": float(self.skipped),
+        }
+
+    def _update_once(self, groups: Sequence[Group], *, rollouts: int, tokens: int) -> dict[str, float]:
+        config = self.config
+        world = self.accelerator.num_processes
+        self.wrapped.train()
+        sums = torch.zeros(4, dtype=torch.float64, device=self.accelerator.device)
+        for group in groups:
+            last = group is groups[-1]
+            with self.accelerator.no_sync(self.wrapped) if not last else nullcontext():
+                logprobs, entropies = self.wrapped(self._logprobs, group)
+                group.old = logprobs.detach() if group.old is None else group.old
+                weights = token_weights(
+                    group.mask, config.loss, rollouts=rollouts, tokens=tokens, max_tokens=config.max_tokens
+                )
+                result = policy_loss(
+                    logprobs,
+                    group.old,
+                    group.advantages,
+                    weights,
+                    clip=config.clip,
+                    reference=group.reference,
+                    kl=config.kl,
+                )
+                # processes average their gradients, where the loss wants their sum
+                self.accelerator.backward(result.loss * world)
+            seen = (
+                result.loss.detach(),
+                result.clipped.sum(),
+                (result.kl * group.mask).sum(),
+                entropies.detach().sum(),
+            )
+            sums += torch.stack([value.double() for value in seen])
+        sums = self.accelerator.reduce(sums, reduction="sum")
+        norm = float(self.accelerator.clip_grad_norm_(self.wrapped.parameters(), MAX_NORM))
+        loss, clipped, kl, entropy = sums.tolist()
+        rate = config.learning_rate * min(1.0, (self.updates + 1) / max(config.warmup, 1))
+        if np.isfinite(loss) and np.isfinite(norm):
+            for parameters in self.optimizer.param_groups:
+                parameters["lr"] = rate
+            self.optimizer.step()
+            self.updates += 1
+            self.bad_in_a_row = 0
+        else:
+            self.skipped += 1
+            self.bad_in_a_row += 1
+            log.warning("step %d: loss %g, length of the gradient %g; update skipped", self.step, loss, norm)
+        self.optimizer.zero_grad()
+        if self.bad_in_a_row == BAD_IN_A_ROW:
+            raise NonFiniteError(
+                f"step {self.step}: {BAD_IN_A_ROW} updates in a row were not finite (loss {loss:g}, gradient {norm:g}); "
+                "lower learning_rate, or look for broken images and infinite scores"
+            )
+        return {
+            "loss": loss,
+            "gradient_norm": norm,
+            "learning_rate": rate,
+            "clip_fraction": clipped / tokens,
+            "kl": kl / tokens,
+            "entropy": entropy / tokens,
+        }
+
+    def _batch(self, step: int) -> list[Item]:
+        """The items of a step: the run goes through all items in a random order, then through all in another."""
+        count = len(self.items)
+        wanted = range(step * self.config.groups, (step + 1) * self.config.groups)
+        orders = {
+            epoch: np.random.default_rng([self.config.seed, 0, epoch]).permutation(count)
+            for epoch in {place // count for place in wanted}
+        }
+        return [self.items[orders[place // count][place % count]] for place in wanted]
+
+    def _uniforms(self, *key: int, size: int) -> Tensor:
+        """Random numbers for the tokens of some rollouts, (size, max_tokens), the same for the same key."""
+        drawn = np.random.default_rng([self.config.seed, *key]).random((size, self.config.max_tokens))
+        return torch.from_numpy(drawn)
+
+    def _everybody(self, done: bool) -> bool:
+        """Whether all processes are done."""
+        undone = torch.tensor(float(not done), device=self.accelerator.device)
+        return not bool(self.accelerator.reduce(undone, reduction="sum"))
+
+    def _gathered(self, mine: list[Any]) -> list[Any]:
+        """The lists of all processes, one after the other."""
+        return list(gather_object(mine))
+
+    def _gathered_table(self, tables: list[ScoreTable]) -> ScoreTable:
+        return concatenated(self._gathered(tables))
+
+    def _evaluate_held_out(self, when: str) -> None:
+        if not self.held_out:
+            return
+        table, rollouts = self.evaluate(self.held_out)
+        if self.accelerator.is_main_process:
+            write_rows(self.config.out / f"{when}.jsonl", table.to_rows(rollouts))
+
+    def _save(self) -> None:
+        with self.clock.phase("save"):
+            model = get_model_state_dict(self.wrapped, options=STATE)
+            # Asked for before the first update, torch would make up a state.
+            optimizer = (
+                get_optimizer_state_dict(self.wrapped, self.optimizer.optimizer, options=STATE) if self.updates else {}
+            )
+            random_states = self._gathered([checkpoint.random_states()])
+            if self.accelerator.is_main_process:
+                assert self.log is not None
+                state = {
+                    "model": model,
+                    "optimizer": optimizer,
+                    "counters": {name: getattr(self, name) for name in COUNTERS},
+                    "random": random_states,
+                    "positions": self.log.positions(),
+                    "config": self.config.model_dump(mode="json"),
+                }
+                checkpoint.save(self.config.out / "checkpoints", self.step, state)
+            self.accelerator.wait_for_everyone()
+
+    def _restore(self, path: Path) -> dict[str, Any]:
+        state = checkpoint.load(path)
+        was, now = state["config"], self.config.model_dump(mode="json")
+        if changed := [name for name in now if was.get(name) != now[name] and name not in MAY_CHANGE]:
+            name = changed[0]
+            raise InputError(
+                f"{path}: was written with {name}={was.get(name)!r}, got {now[name]!r}; resume with the same settings "
+                f"(only {', '.join(MAY_CHANGE)} may change)"
+            )
+        options = StateDictOptions(full_state_dict=True, strict=False)  # frozen weights are not in it
+        set_model_state_dict(self.wrapped, state["model"], options=options)
+        if state["optimizer"]:
+            set_optimizer_state_dict(self.wrapped, self.optimizer.optimizer, state["optimizer"], options=options)
+        for name, value in state["counters"].items():
+            setattr(self, name, value)
+        states = state["random"]
+        checkpoint.restore_random_states(states[self.accelerator.process_index % len(states)])
+        return state
+
+
+COUNTERS = ("step", "updates", "skipped", "bad_in_a_row")
+MAY_CHANGE = ("out", "steps", "save_every", "judge", "max_missing")

@@ -1,0 +1,150 @@
+"""Sampling captions: the prompt of a group runs once, and its rollouts read the same keys and values.
+
+A group is one row of the batch: in each step the newest tokens of its G rollouts are G queries, which see the prompt and the
+tokens of their own rollout. So the prompt's keys and values are held and read once a group, not once a rollout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from capreward import prefix
+from capreward.train.policy import Prompt
+
+Completions = list[list[int]]
+"""Tokens of the G rollouts of a group, each with the token that ended it, if it did end."""
+
+
+@torch.no_grad()
+def generate(
+    model: Any,
+    prompts: Sequence[Prompt],
+    uniforms: Tensor,
+    *,
+    ends: set[int],
+    temperature: float = 1.0,
+    unspeakable: Sequence[int] = (),
+    all_done: Callable[[bool], bool] = bool,
+) -> list[Completions]:
+    """Sample G completions of each of N prompts, of at most T tokens.
+
+    Args:
+        model: passes `prefix.check`; anything else is sampled by transformers, which repeats the prompt.
+        uniforms: (N, G, T), numbers in [0, 1) that decide what is sampled: a rollout depends on nothing else but the
+            model and its prompt, whatever is sampled beside it.
+        ends: tokens that end a completion.
+        temperature: logits are divided by it.
+        unspeakable: tokens that are never sampled.
+        all_done: of "all of mine have ended", whether everybody's have; for a model that is spread over processes, which
+            have to run in step.
+    """
+    try:
+        prefix.check(model)
+    except ValueError as error:
+        prefix.say_once(f"{error}; sampling with the prompt and its images repeated for every rollout")
+        return [
+            _repeated(model, prompt, row, ends, temperature, unspeakable)
+            for prompt, row in zip(prompts, uniforms, strict=True)
+        ]
+    N, G, T = uniforms.shape
+    end = min(ends)
+    group = _Group(model, prompts, G)
+    tokens = torch.full((N, G, T), end, device=model.device)
+    done = torch.zeros(N, G, dtype=torch.bool, device=model.device)
+    stops = torch.tensor(sorted(ends), device=model.device)
+    forbidden = torch.tensor(unspeakable, dtype=torch.long, device=model.device)
+    uniforms = uniforms.to(model.device)
+    hidden = group.last
+    for t in range(T):
+        logits = model.get_output_embeddings()(hidden).float() / temperature
+        drawn = _draw(logits.index_fill(-1, forbidden, -torch.inf), uniforms[:, :, t])
+        tokens[:, :, t] = torch.where(done, end, drawn)
+        done |= torch.isin(drawn, stops)
+        if t + 1 == T or all_done(bool(done.all())):
+            break
+        hidden = group.advance(tokens[:, :, t])
+    return [[_cut(row, ends) for row in rows] for rows in tokens.tolist()]
+
+
+def _draw(logits: Tensor, uniforms: Tensor) -> Tensor:
+    """The token at which the cumulated probability passes the uniform number, (N, G)."""
+    cumulated = logits.softmax(-1).double().cumsum(-1)
+    passed = uniforms[..., None] * cumulated[..., -1:]
+    return torch.searchsorted(cumulated, passed, right=True)[..., 0]
+
+
+def _cut(tokens: list[int], ends: set[int]) -> list[int]:
+    """Up to the token that ends it, that one included."""
+    stop = next((i + 1 for i, token in enumerate(tokens) if token in ends), len(tokens))
+    return tokens[:stop]
+
+
+class _Group:
+    """The keys and values of N groups under way, one row each: prompts, padded on the left, then G tokens a step."""
+
+    def __init__(self, model: Any, prompts: Sequence[Prompt], G: int) -> None:
+        self.model, self.G, self.steps = model, G, 0
+        prefilled = [prefix.prefill(model, prompt.tokens, prompt.images) for prompt in prompts]
+        lengths = [len(prompt.tokens) for prompt in prompts]
+        P = max(lengths)
+        self.axes = prefilled[0].axes
+        self.next = torch.stack([each.next_position for each in prefilled])[:, None]
+        self.last = torch.stack([each.last for each in prefilled])[:, None].expand(-1, G, -1)
+        """What predicts the next token of each rollout, (N, G, H)."""
+        layers = zip(*(each.past for each in prefilled), strict=True)
+        self.cache = prefix.filled_cache(model, [_stacked(layer, P) for layer in layers])
+        places = torch.arange(P, device=model.device)
+        inside = places >= P - torch.tensor(lengths, device=model.device)[:, None]
+        self.sees_prompt = inside[:, None].expand(-1, G, -1)
+        self.own = torch.eye(G, dtype=torch.bool, device=model.device)
+
+    def advance(self, tokens: Tensor) -> Tensor:
+        """Run the newest token of each rollout, (N, G): what predicts the next one, (N, G, H)."""
+        self.steps += 1
+        sees_own = self.own.repeat(1, self.steps).expand(len(tokens), -1, -1)
+        seen = torch.cat([self.sees_prompt, sees_own], dim=-1)
+        output = self.model.base_model(
+            input_ids=tokens,
+            position_ids=(self.next + self.steps - 1).expand(*self.axes, *tokens.shape),
+            attention_mask=prefix.additive_mask(self.model, seen)[:, None],
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        return torch.as_tensor(output.last_hidden_state)
+
+
+def _stacked(layer: Sequence[tuple[Tensor, Tensor]], length: int) -> tuple[Tensor, Tensor]:
+    """The keys and values of one layer of all prompts as (N, heads, length, size), zeros on the left of the shorter ones."""
+    keys, values = (
+        torch.cat([torch.nn.functional.pad(part, (0, 0, length - part.shape[2], 0)) for part in parts])
+        for parts in zip(*layer, strict=True)
+    )
+    return keys, values
+
+
+def _repeated(
+    model: Any, prompt: Prompt, uniforms: Tensor, ends: set[int], temperature: float, unspeakable: Sequence[int]
+) -> Completions:
+    G, T = uniforms.shape
+    tokens = torch.tensor([prompt.tokens] * G, device=model.device)
+    again = {name: torch.cat([value] * G) for name, value in (prompt.images or {}).items()}
+    with torch.random.fork_rng():
+        torch.manual_seed(int(uniforms[0, 0] * 2**53))
+        sampled = model.generate(
+            input_ids=tokens,
+            attention_mask=torch.ones_like(tokens),
+            do_sample=True,
+            temperature=temperature,
+            top_k=0,
+            top_p=1.0,
+            max_new_tokens=T,
+            eos_token_id=sorted(ends),
+            pad_token_id=min(ends),
+            suppress_tokens=list(unspeakable) or None,
+            **again,
+        )
+    return [_cut(row, ends) for row in sampled[:, len(prompt.tokens) :].tolist()]
