@@ -129,22 +129,28 @@ def _stacked(layer: Sequence[tuple[Tensor, Tensor]], length: int) -> tuple[Tenso
 def _repeated(
     model: Any, prompt: Prompt, uniforms: Tensor, ends: set[int], temperature: float, unspeakable: Sequence[int]
 ) -> Completions:
-    G, T = uniforms.shape
-    tokens = torch.tensor([prompt.tokens] * G, device=model.device)
-    again = {name: torch.cat([value] * G) for name, value in (prompt.images or {}).items()}
-    with torch.random.fork_rng():
-        torch.manual_seed(int(uniforms[0, 0] * 2**53))
+    tokens = torch.tensor([prompt.tokens] * len(uniforms), device=model.device)
+    again = {name: torch.cat([value] * len(uniforms)) for name, value in (prompt.images or {}).items()}
+    if "image_grid_thw" in again:
+        again["mm_token_type_ids"] = (tokens == model.config.image_token_id).int()
+    uniforms = uniforms.to(model.device)
+
+    def draw(so_far: Tensor, logits: Tensor) -> Tensor:
+        """Leaves a choice of one token for each rollout."""
+        logits = logits.float() / temperature
+        logits[:, list(unspeakable)] = -torch.inf
+        drawn = _draw(logits, uniforms[:, so_far.shape[1] - tokens.shape[1]])
+        return torch.full_like(logits, -torch.inf).scatter(-1, drawn[:, None], 0.0)
+
+    # What the model likes to sample with, such as a penalty on repetitions, would not be the distribution that is trained.
+    liked = model.generation_config
+    model.generation_config = type(liked)(
+        do_sample=False, max_new_tokens=uniforms.shape[1], eos_token_id=sorted(ends), pad_token_id=min(ends)
+    )
+    try:
         sampled = model.generate(
-            input_ids=tokens,
-            attention_mask=torch.ones_like(tokens),
-            do_sample=True,
-            temperature=temperature,
-            top_k=0,
-            top_p=1.0,
-            max_new_tokens=T,
-            eos_token_id=sorted(ends),
-            pad_token_id=min(ends),
-            suppress_tokens=list(unspeakable) or None,
-            **again,
+            input_ids=tokens, attention_mask=torch.ones_like(tokens), logits_processor=[draw], **again
         )
+    finally:
+        model.generation_config = liked
     return [_cut(row, ends) for row in sampled[:, len(prompt.tokens) :].tolist()]
