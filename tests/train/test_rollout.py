@@ -231,7 +231,7 @@ class TestUnsupported:
 
     @pytest.mark.parametrize("kind", VISION_KINDS)
     def test_with_pictures(self, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        def refuse(model: Any) -> None:
+        def refuse(_: Any) -> None:
             raise ValueError("no")
 
         model, given, numbers = tiny.vision_model(kind), prompts(kind), uniforms(3, 4, 8)

@@ -26,18 +26,17 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.glob(".*"):  # of a kill while writing or removing
         shutil.rmtree(leftover)
-    partial = folder / f".step-{step:08d}"
-    partial.mkdir()
-    with (partial / "state.pt").open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    _sync(partial)
     path = folder / f"step-{step:08d}"
-    if path.exists():  # the same step again, after a resume
-        _remove(path)
-    partial.rename(path)
-    _sync(folder)
+    if not path.exists():  # else a resumed run could not go on, and has nothing new to save
+        partial = folder / f".{path.name}"
+        partial.mkdir()
+        with (partial / "state.pt").open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        _sync(partial)
+        partial.rename(path)
+        _sync(folder)
     for old in _all(folder)[:-KEEP]:
         _remove(old)
     return path
@@ -58,8 +57,10 @@ def load(path: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
     except Exception as error:
+        # torch's own words advise to load it without protection
+        reason = error if isinstance(error, OSError) else "damaged, or no checkpoint"
         raise InputError(
-            f"{path}: cannot be read as a checkpoint ({error}); remove it to resume from an older one"
+            f"{path}: cannot be read as a checkpoint ({reason}); remove it to resume from an older one"
         ) from error
     return state
 
