@@ -1,20 +1,25 @@
 """A small drawn world with exact ground truth: scenes, their English, a judge that knows them, and a tiny captioner."""
 
+from capreward.shapes.captioner import PROMPT, captioner, imperfect, warm_up
 from capreward.shapes.judge import ShapesJudge
 from capreward.shapes.language import Claim, Kind, caption, claims, item, items
 from capreward.shapes.world import Scene, Thing, draw, scene, scene_of
 
 __all__ = [
+    "PROMPT",
     "Claim",
     "Kind",
     "Scene",
     "ShapesJudge",
     "Thing",
     "caption",
+    "captioner",
     "claims",
     "draw",
+    "imperfect",
     "item",
     "items",
     "scene",
     "scene_of",
+    "warm_up",
 ]

@@ -1,0 +1,269 @@
+"""A captioner small enough to train on one CPU thread: a LLaVA of the real architecture, and its supervised warm-up.
+
+The warm-up teaches it flawed captions on purpose. What comes out sees the picture and speaks the language, but leaves things
+out, invents some, repeats itself and philosophises: there is something left for reinforcement learning to do.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from capreward.errors import InputError, missing_extra
+from capreward.shapes.language import COMMENTARY, COUNTS, RELATIONS, caption, count_of, sentence_of
+from capreward.shapes.world import BACKGROUND, CELL, CELLS, COLOURS, SHAPES, SIDE, SIZES, Scene, Thing, picture, scene
+
+if TYPE_CHECKING:
+    import torch
+
+PROMPT = "Describe the picture."
+"""The user's words beside the picture."""
+BATCH = 32
+POOL = 8
+"""Batches that are drawn together."""
+SEEING_PEAK, TELLING_PEAK = 1.5e-3, 5e-4
+"""Highest learning rates of the warm-up's two phases: the second is gentle, so that what was learned first stays."""
+CLEAN = 0.65
+"""Share of the warm-up's steps that go to complete captions: from these the tower learns to see, many times faster."""
+PAD, START, END, UNKNOWN, PICTURE = "<pad>", "<s>", "</s>", "<unk>", "<image>"
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{% if message.content is string %}{{ message.content }}{% else %}"
+    "{% for part in message.content %}{% if part.type == 'image' %}<image>{% else %}{{ part.text }}{% endif %}{% endfor %}"
+    "{% endif %}{% if message.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+)
+"""No turn needs a header: there is one question, and the caption follows it."""
+
+
+def vocabulary() -> list[str]:
+    """Every word of the world's captions and of the prompt, small and capitalised, and the punctuation."""
+    grammar = "A a The the There there is are at and things"
+    text = " ".join(
+        (*COLOURS, *SHAPES, *SIZES, *CELLS, *COUNTS, *RELATIONS, *RELATIONS.values(), *COMMENTARY, PROMPT, grammar)
+    )
+    return sorted({*re.findall(r"\w+", text), ".", ","})
+
+
+def captioner(seed: int = 0) -> tuple[Any, Any]:
+    """An untrained captioner and its processor, the same for the same seed.
+
+    Returns:
+        a `transformers.LlavaForConditionalGeneration` of 1.1 million parameters, in eval mode on the CPU, and its
+        `LlavaProcessor`: one token a word and nine a picture, padded on the left. `decode` gives back the captions that
+        `capreward.shapes.caption` writes.
+
+    Raises:
+        MissingExtraError: transformers is not installed.
+    """
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise missing_extra("capreward.shapes.captioner", "local", error) from error
+    hf: Any = transformers  # half of it is untyped
+    processor = _processor(hf)
+    tokenizer = processor.tokenizer
+    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    config = hf.LlavaConfig(
+        text_config={
+            "model_type": "llama",
+            "vocab_size": len(tokenizer),
+            "hidden_size": 128,
+            "intermediate_size": 256,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "max_position_embeddings": 512,
+            "initializer_range": 0.1,
+            **special,
+        },
+        vision_config={
+            "model_type": "clip_vision_model",
+            "hidden_size": 160,
+            "intermediate_size": 320,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "image_size": SIDE,
+            "patch_size": CELL,
+            "initializer_range": 0.1,
+        },
+        image_token_index=tokenizer.convert_tokens_to_ids(PICTURE),
+        vision_feature_layer=-1,
+        **special,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = hf.LlavaForConditionalGeneration(config)
+    return model.eval(), processor
+
+
+def _processor(hf: Any) -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    words = [PAD, START, END, UNKNOWN, PICTURE, *vocabulary()]
+    made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=UNKNOWN))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.decoder = decoders.WordPiece(prefix="##", cleanup=True)  # a space before each word, none before a full stop
+    tokenizer = hf.PreTrainedTokenizerFast(
+        tokenizer_object=made,
+        bos_token=START,
+        eos_token=END,
+        pad_token=PAD,
+        unk_token=UNKNOWN,
+        extra_special_tokens={"image_token": PICTURE},
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = TEMPLATE
+    size = {"height": SIDE, "width": SIDE}
+    mean = [channel / 255 for channel in BACKGROUND]  # so that an empty cell is all zeros
+    return hf.LlavaProcessor(
+        # nearest neighbour: pictures of the world have the right size already, and must not be blurred
+        hf.CLIPImageProcessorPil(size=size, crop_size=size, resample=0, image_mean=mean, image_std=[1.0] * 3),
+        tokenizer,
+        patch_size=CELL,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,  # the tower's class token, which "default" drops again
+        chat_template=TEMPLATE,
+    )
+
+
+def imperfect(scene: Scene, chance: random.Random) -> str:
+    """A caption with the faults of a captioner that was trained on little: what the warm-up teaches.
+
+    One in ten is complete and right. The others name some of the things, often without size or place, see wrong colours,
+    shapes, sizes and places, add things that are not there, miscount, say sentences two or three times, and reflect.
+    """
+    if chance.random() < 0.1:
+        return caption(scene)
+    wrong = chance.choice((0.0, 0.0, 0.1))  # a model that learns from few captions makes mistakes enough of its own
+    told = [_mistaken(thing, wrong, chance) for thing in scene.things if chance.random() < 0.65]
+    told = told or [_mistaken(chance.choice(scene.things), wrong, chance)]
+    if chance.random() < 0.1:
+        told.append(_mistaken(told[-1], 1.0, chance))
+    lines = [
+        sentence_of(thing, size=chance.random() < 0.5, place=chance.random() < 0.6, there=chance.random() < 0.3)
+        for thing in told
+    ]
+    if chance.random() < 0.3:
+        lines.insert(0, count_of(scene) if chance.random() < 0.7 else f"There are {chance.choice(COUNTS)} things.")
+    if chance.random() < 0.4:
+        spot = chance.randrange(len(lines))
+        lines[spot:spot] = [lines[spot]] * chance.choice((1, 1, 2))
+    if chance.random() < 0.4:
+        lines.insert(chance.randint(1, len(lines)), chance.choice(COMMENTARY))
+    return " ".join(lines)
+
+
+def _mistaken(thing: Thing, wrong: float, chance: random.Random) -> Thing:
+    """The thing, each of its features drawn anew with the probability `wrong`."""
+    return Thing(
+        colour=chance.choice(COLOURS) if chance.random() < wrong else thing.colour,
+        shape=chance.choice(SHAPES) if chance.random() < wrong else thing.shape,
+        size=chance.choice(SIZES) if chance.random() < wrong else thing.size,
+        cell=chance.choice(CELLS) if chance.random() < wrong else thing.cell,
+    )
+
+
+def warm_up(model: Any, processor: Any, *, steps: int = 480, seed: int = 0, progress: bool = True) -> list[float]:
+    """Trains the model on captions of 32 fresh scenes a step, by plain cross-entropy with AdamW.
+
+    The first 65 % of the steps show complete captions, so that it learns to see; the rest `imperfect` ones, the likes of
+    which it writes in the end, in eval mode. The same seed gives the same weights to the bit, on the same machine and
+    number of threads.
+
+    Args:
+        model: of `captioner`; trained in place, all of it.
+        processor: of `captioner`.
+        steps: 480 take about a minute on one thread.
+        seed: of scenes and captions.
+        progress: show a bar from the third second on, if tqdm is installed.
+
+    Returns:
+        the loss of each step, in nats a token.
+
+    Raises:
+        InputError: `steps` is less than 1.
+    """
+    if steps < 1:
+        raise InputError(f"warm_up: got steps={steps}, expected a number >= 1")
+    import torch
+
+    device = next(model.parameters()).device
+    chance = random.Random(f"warm-up {seed}")
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01)
+    seeing = math.ceil(CLEAN * steps)
+    losses = []
+    model.train()
+    try:
+        with _bar(steps, shown=progress) as advance:
+            for step in range(steps):
+                clean = step < seeing
+                number, of = (step, seeing) if clean else (step - seeing, steps - seeing)
+                if number % POOL == 0:
+                    batches = _batches(processor, chance, clean=clean)
+                batch = next(batches)
+                for group in optimizer.param_groups:
+                    group["lr"] = (SEEING_PEAK if clean else TELLING_PEAK) * _cycle(number / of)
+                loss = model(**{name: value.to(device) for name, value in batch.items()}).loss
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+                optimizer.zero_grad()
+                losses.append(float(loss.detach()))
+                advance()
+    finally:
+        model.eval()
+    return losses
+
+
+def _cycle(done: float) -> float:
+    """Share of the peak learning rate: rises for the first tenth of a phase, then falls to zero along a cosine."""
+    return min(1.0, 0.02 + 10 * done) * (1 + math.cos(math.pi * done)) / 2
+
+
+def _batches(processor: Any, chance: random.Random, *, clean: bool) -> Iterator[dict[str, torch.Tensor]]:
+    """`POOL` batches of pictures, prompts and captions of fresh scenes: complete and right, or imperfect.
+
+    Captions of like length share a batch, which saves half of the padding; labels are on the captions and their end alone.
+    """
+    import torch
+
+    prompt = processor.apply_chat_template(
+        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": PROMPT}]}], add_generation_prompt=True
+    )
+    pairs = []
+    for _ in range(POOL * BATCH):
+        made = scene(chance.getrandbits(62))
+        text = caption(made, there=chance.random() < 0.3) if clean else imperfect(made, chance)
+        pairs.append((made, f"{text}{END}"))
+    pairs.sort(key=lambda pair: pair[1].count(" "))
+    batches = [pairs[i : i + BATCH] for i in range(0, len(pairs), BATCH)]
+    chance.shuffle(batches)
+    for batch in batches:
+        seen = processor(text=[prompt] * BATCH, images=[picture(made) for made, _ in batch], return_tensors="pt")
+        prompts, tokenizer = seen["input_ids"], processor.tokenizer
+        texts = [text for _, text in batch]
+        ids = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")["input_ids"]
+        labels = ids.masked_fill(ids == tokenizer.pad_token_id, -100)
+        # without an attention mask: no token sees what comes after it, and so none sees the padding
+        yield {
+            "input_ids": torch.cat([prompts, ids], dim=1),
+            "labels": torch.cat([torch.full_like(prompts, -100), labels], dim=1),
+            "pixel_values": seen["pixel_values"],
+        }
+
+
+@contextmanager
+def _bar(total: int, *, shown: bool) -> Iterator[Any]:
+    """A progress bar that appears after two seconds; its `update`, which does nothing without a bar."""
+    try:
+        from tqdm.auto import tqdm
+    except ImportError:  # a convenience of the extras: training works without it
+        yield lambda: None
+        return
+    with tqdm(total=total, desc="warm-up", unit="step", delay=2, disable=not shown) as bar:
+        yield bar.update

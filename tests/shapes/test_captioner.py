@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import random
+from io import BytesIO
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from capreward.errors import InputError
+from capreward.shapes import PROMPT, caption, captioner, items, scene, scene_of, warm_up
+from capreward.shapes.captioner import END, imperfect
+from capreward.shapes.language import COMMENTARY, sentences
+
+
+@pytest.fixture(scope="module")
+def pair() -> tuple[Any, Any]:
+    return captioner(0)
+
+
+def prepared(processor: Any, count: int) -> Any:
+    message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": PROMPT}]}
+    prompt = processor.apply_chat_template([message], add_generation_prompt=True)
+    images = [Image.open(BytesIO(item.image)) for item in items(count)]  # type: ignore[arg-type]
+    return processor(text=[prompt] * count, images=images, return_tensors="pt")
+
+
+def test_the_captioner_is_small_and_comes_from_its_seed(pair: tuple[Any, Any]) -> None:
+    model, _ = pair
+    assert 1_000_000 < sum(weights.numel() for weights in model.parameters()) < 5_000_000
+    state = torch.get_rng_state()
+    again, other = captioner(0)[0], captioner(1)[0]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert same_weights(model, again)
+    assert not same_weights(model, other)
+
+
+def same_weights(one: Any, other: Any) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_decode_gives_back_what_captions_say(pair: tuple[Any, Any]) -> None:
+    tokenizer = pair[1].tokenizer
+    chance = random.Random(0)
+    made = [scene(seed) for seed in range(50)]
+    texts = [*items(1)[0].references, *COMMENTARY, PROMPT]
+    for text in [*texts, *map(caption, made), *(imperfect(one, chance) for one in made)]:
+        ids = tokenizer(text).input_ids
+        assert tokenizer.unk_token_id not in ids
+        assert tokenizer.decode(ids) == text
+
+
+def test_a_picture_is_nine_tokens_and_one_patch_sees_one_cell(pair: tuple[Any, Any]) -> None:
+    model, processor = pair
+    inputs = prepared(processor, 2)
+    assert (inputs["input_ids"] == model.config.image_token_id).sum(dim=1).tolist() == [9, 9]
+    assert inputs["input_ids"][0, 0] == processor.tokenizer.bos_token_id
+    patches = inputs["pixel_values"].reshape(2, 3, 3, 16, 3, 16).abs().amax(dim=(1, 3, 5)) > 0.01
+    for item, seen in zip(items(2), patches, strict=True):
+        things = scene_of(item.image).things  # type: ignore[arg-type]
+        assert {(thing.row, thing.column) for thing in things} == set(map(tuple, seen.nonzero().tolist()))
+
+
+def test_it_captions(pair: tuple[Any, Any]) -> None:
+    model, processor = pair
+    inputs = prepared(processor, 2)
+    made = model.generate(**inputs, do_sample=True, max_new_tokens=5)
+    assert made.shape[0] == 2
+    assert inputs["input_ids"].shape[1] < made.shape[1] <= inputs["input_ids"].shape[1] + 5
+
+
+def test_a_reply_in_the_template_ends_with_the_end_token(pair: tuple[Any, Any]) -> None:
+    messages = [{"role": "user", "content": "Describe"}, {"role": "assistant", "content": "A red circle."}]
+    assert pair[1].apply_chat_template(messages) == f"<s>DescribeA red circle.{END}"
+
+
+def test_warm_up_learns_and_is_reproducible_to_the_bit() -> None:
+    (one, processor), (other, _), (third, _) = captioner(0), captioner(0), captioner(0)
+    losses = warm_up(one, processor, steps=6, progress=False)
+    torch.rand(1)  # it does not depend on the global generator
+    assert warm_up(other, processor, steps=6, progress=False) == losses
+    assert same_weights(one, other)
+    assert warm_up(third, processor, steps=6, seed=1, progress=False) != losses
+    assert losses[-1] < losses[0] - 1
+    assert not one.training
+    with pytest.raises(InputError, match="steps=0"):
+        warm_up(one, processor, steps=0)
+
+
+def test_imperfect_captions_have_every_fault_and_some_are_complete() -> None:
+    chance = random.Random(0)
+    scenes = [scene(seed) for seed in range(300)]
+    texts = [imperfect(made, chance) for made in scenes]
+    assert texts == [imperfect(made, again) for again in [random.Random(0)] for made in scenes]
+    parsed = [sentences(text) for text in texts]
+    assert all(sentence.well_formed and sentence.finished for each in parsed for sentence in each)
+    complete = sum(text == caption(made) for text, made in zip(texts, scenes, strict=True)) / 300
+    repeating = sum(len(set(each)) < len(each) for each in parsed) / 300
+    reflecting = sum(any(sentence in text for sentence in COMMENTARY) for text in texts) / 300
+    assert 0.05 < complete < 0.2
+    assert 0.2 < repeating < 0.5
+    assert 0.2 < reflecting < 0.5
