@@ -1,8 +1,12 @@
-"""Tables for the terminal and figures of a ScoreTable."""
+"""Tables for the terminal and figures: of a ScoreTable, and of a training run."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -121,6 +125,101 @@ def figure(table: ScoreTable, *, rows: int = ROWS) -> Figure:
     note = "" if shown == len(table) else f" (the first {shown} of {len(table)} rollouts)"
     picture.suptitle(f"Scores after gates, and the advantages made of them{note}", fontsize=11)
     return picture
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a training run left behind, for `print_run` and `run_figure`."""
+
+    metrics: list[dict[str, Any]]
+    """The lines of metrics.jsonl."""
+    before: list[dict[str, Any]]
+    """Held-out captions of the policy that the run started from, as rows of `ScoreTable.to_rows`."""
+    after: list[dict[str, Any]]
+    """The same of the trained policy, in the same order."""
+    images: Mapping[str, Path | bytes | None]
+    """By item."""
+
+    @classmethod
+    def read(cls, folder: Path, images: Mapping[str, Path | bytes | None]) -> Run:
+        """The run in a trainer's folder."""
+        metrics, before, after = (
+            [json.loads(line) for line in (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+            for name in ("metrics", "before", "after")
+        )
+        return cls(metrics, before, after, images)
+
+    @property
+    def names(self) -> list[str]:
+        """The components."""
+        return list(self.before[0]["scores"])
+
+    def means(self, name: str) -> tuple[float, float]:
+        """A component's mean score on the held-out items before and after; NaN where all are missing."""
+        values = ([row["scores"][name]["value"] for row in rows] for rows in (self.before, self.after))
+        first, second = (np.array([value for value in each if value is not None], np.float64) for each in values)
+        return (
+            float(first.mean()) if len(first) else float("nan"),
+            float(second.mean()) if len(second) else float("nan"),
+        )
+
+
+def print_run(run: Run, console: Console | None = None) -> None:
+    """One line a component: its mean on the held-out items before and after training."""
+    lines = _table(f"{len(run.before)} held-out items", "component", "before", "after", "change")
+    for name in run.names:
+        before, after = run.means(name)
+        lines.add_row(_plain(name), _number(before), _number(after), f"{after - before:+.2f}")
+    (console or make_console()).print(lines)
+
+
+def run_figure(run: Run, *, examples: int = 3) -> Figure:
+    """Components over the run, before and after on held-out items, and what the policy says of some of them."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise missing_extra("Drawing figures", "report", error) from error
+    picture = Figure(figsize=(11, 4.2 + 1.5 * examples), layout="constrained")
+    grid = picture.add_gridspec(1 + examples, 8, height_ratios=[4, *[1.5] * examples])
+    curves, bars = picture.add_subplot(grid[0, :5]), picture.add_subplot(grid[0, 5:])
+    steps = [row["step"] for row in run.metrics]
+    for number, name in enumerate(run.names):
+        values = np.array([row[f"{name}/value"] for row in run.metrics], np.float64)
+        curves.plot(steps, values, label=name, color=f"C{number}", linewidth=1.2)
+        for place, (mean, shade) in enumerate(zip(run.means(name), (0.45, 1.0), strict=True)):
+            bars.barh(number + 0.38 * place, mean, height=0.36, color=f"C{number}", alpha=shade)
+            bars.text(mean + 0.01, number + 0.38 * place, _number(mean), va="center", fontsize=8)
+    curves.set(xlabel="step", ylabel="mean score of the batch", ylim=(0, 1.02))
+    curves.set_title("While training", fontsize=10)
+    curves.legend(fontsize=8, frameon=False, loc="lower right")
+    curves.grid(linewidth=0.4)
+    bars.set_yticks([number + 0.19 for number in range(len(run.names))], run.names, fontsize=8, parse_math=False)
+    bars.set(xlim=(0, 1.12))
+    bars.invert_yaxis()
+    bars.set_title(f"{len(run.before)} held-out items: before (pale) and after", fontsize=10)
+    for row, (before, after) in enumerate(list(zip(run.before, run.after, strict=True))[:examples], 1):
+        _example(picture.add_subplot(grid[row, 0]), picture.add_subplot(grid[row, 1:]), run, before, after)
+    return picture
+
+
+def _example(left: Any, right: Any, run: Run, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    """A picture, and what the policy said of it before and after."""
+    from capreward.processing import open_image
+
+    image = run.images.get(before["item"])
+    if image is not None:
+        left.imshow(open_image(image))
+    for axis in (left, right):
+        axis.axis("off")
+    for place, (when, row) in enumerate((("before", before), ("after", after))):
+        said = textwrap.shorten(row["caption"], 330) or "(nothing)"
+        scores = ", ".join(f"{name} {_number_or_dash(cell['value'])}" for name, cell in row["scores"].items())
+        text = "\n".join([f"{when}:  {scores}", *textwrap.wrap(said, 110)])
+        right.text(0, 1 - 0.52 * place, text, va="top", fontsize=8, parse_math=False, transform=right.transAxes)
+
+
+def _number_or_dash(value: float | None) -> str:
+    return _number(float("nan") if value is None else value)
 
 
 def _heat_map(picture: Figure, axis: Any, table: ScoreTable, shown: int) -> None:

@@ -87,21 +87,38 @@ class TrainConfig(BaseModel):
             InputError: no such file, not YAML, an unknown setting or a value out of range; names the file and the setting.
         """
         try:
-            import yaml
-        except ImportError as error:
-            raise missing_extra("Reading a recipe", "train", error) from error
-        try:
-            settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            settings = _parsed(Path(path).read_text(encoding="utf-8"), str(path))
         except OSError as error:
             raise InputError(f"{path}: {error.strerror}") from None
-        except yaml.YAMLError as error:
-            raise InputError(f"{path}: not YAML: {error}") from None
         if not isinstance(settings, dict):
             raise InputError(f"{path}: got {type(settings).__name__}, expected settings by name, such as 'steps: 500'")
         try:
             return cls(**{**settings, **changes})
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """NAME and value of ``NAME=VALUE``, the value read as YAML.
+
+    Raises:
+        InputError: another form.
+    """
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise InputError(f"got setting {text!r}, expected NAME=VALUE, such as steps=100")
+    return name, _parsed(value, name)
+
+
+def _parsed(text: str, place: str) -> Any:
+    try:
+        import yaml
+    except ImportError as error:
+        raise missing_extra("Reading settings", "train", error) from error
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{place}: not YAML: {error}") from None
 
 
 def _wanted(fault: Any) -> str:

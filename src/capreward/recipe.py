@@ -1,0 +1,117 @@
+"""From the settings of a run to its trainer: policy, reward and items. The name "shapes" stands for those of the drawn world."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from capreward.data import read_items
+from capreward.errors import InputError, missing_extra
+from capreward.presets import PRESETS
+from capreward.records import Item
+from capreward.suite import RewardSuite
+
+if TYPE_CHECKING:
+    from capreward.train.config import TrainConfig
+    from capreward.train.loop import Trainer
+    from capreward.train.policy import Policy
+
+SHAPES = "shapes"
+SCENES = 2_000
+"""Items of the drawn world."""
+
+
+def make_trainer(config: TrainConfig) -> Trainer:
+    """The trainer of a run, with its policy loaded.
+
+    Raises:
+        InputError: data or a judge that cannot be used, weights of unknown components, fewer items than are held out.
+        MissingExtraError: what the run needs is not installed.
+    """
+    try:
+        from capreward.train.loop import Trainer
+    except ImportError as error:
+        raise missing_extra("Training", "train", error) from error
+    items = make_items(config)
+    suite = make_suite(config)
+    trained = items[: len(items) - config.held_out]
+    return Trainer(config, make_policy(config), suite, trained, held_out=items[len(trained) :])
+
+
+def make_items(config: TrainConfig) -> list[Item]:
+    """The items of `config.data`."""
+    if config.data == SHAPES:
+        from capreward import shapes
+
+        items = shapes.items(SCENES, seed=config.seed)
+    else:
+        items = read_items(_hub_dataset(config.data) if config.data.startswith("hf:") else config.data)
+    if len(items) <= config.held_out:
+        raise InputError(
+            f"data: {config.data} holds {len(items)} items, expected more than the {config.held_out} held out"
+        )
+    return items
+
+
+def make_suite(config: TrainConfig) -> RewardSuite:
+    """The suite of `config.suite`, with its judge, weights and limit."""
+    options = dict(config.judge)
+    name = options.pop("name")
+    judge: Any
+    if name == SHAPES:
+        from capreward import shapes
+
+        judge = shapes.ShapesJudge()
+    else:
+        from capreward.judges.named import make_judge
+
+        try:
+            judge = make_judge(name, **options)
+        except TypeError as error:
+            raise InputError(f"judge: {error}") from None
+    return PRESETS[config.suite](judge, weights=config.weights, max_missing=config.max_missing)
+
+
+def make_policy(config: TrainConfig) -> Policy:
+    """The policy of `config.model`; that of the drawn world is warmed up first, and kept in `config.out`."""
+    from capreward.train.policy import Policy
+
+    source, instruction = config.model, config.prompt
+    if source == SHAPES:
+        import torch
+
+        from capreward.shapes.captioner import PROMPT
+
+        torch.set_num_threads(1)  # fastest for a model this small, and the same bits however many cores there are
+        instruction, source = PROMPT, str(_warmed_up(config))
+    return Policy.load(source, instruction=instruction, lora_rank=config.lora_rank, reference=config.kl > 0)
+
+
+def _warmed_up(config: TrainConfig) -> Path:
+    """The folder of the drawn world's captioner, trained on imperfect captions: made once, however often a run is resumed."""
+    from capreward.shapes.captioner import captioner, warm_up
+
+    folder = config.out / "start"
+    if folder.is_dir():
+        return folder
+    model, processor = captioner(seed=config.seed)
+    warm_up(model, processor, seed=config.seed)
+    partial = folder.with_name(".start")
+    model.save_pretrained(partial)
+    processor.save_pretrained(partial)
+    partial.rename(folder)
+    return folder
+
+
+def _hub_dataset(source: str) -> Any:
+    """The dataset of ``hf:NAME`` or ``hf:NAME:SPLIT``, its images left encoded."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise missing_extra("A dataset of the hub", "data", error) from error
+    _, name, *split = source.split(":")
+    loaded = datasets.load_dataset(name, split=split[0] if split else "train")
+    for column, feature in loaded.features.items():
+        if isinstance(feature, datasets.Image):
+            loaded = loaded.cast_column(column, datasets.Image(decode=False))
+    return loaded
