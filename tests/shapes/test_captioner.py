@@ -10,8 +10,8 @@ from PIL import Image
 
 from capreward.errors import InputError
 from capreward.shapes import PROMPT, caption, captioner, items, scene, scene_of, warm_up
-from capreward.shapes.captioner import END, imperfect
-from capreward.shapes.language import COMMENTARY, sentences
+from capreward.shapes.captioner import END, faultless, imperfect
+from capreward.shapes.language import COMMENTARY, claims, sentences, truths
 
 
 @pytest.fixture(scope="module")
@@ -88,16 +88,27 @@ def test_warm_up_learns_and_is_reproducible_to_the_bit() -> None:
         warm_up(one, processor, steps=0)
 
 
+def test_the_first_phase_of_the_warm_up_teaches_the_truth_about_all_things() -> None:
+    for seed in range(50):
+        made = scene(seed)
+        told = claims(faultless(made, random.Random(seed)))
+        assert truths(made).issuperset(told)
+        assert {thing.name for thing in made.things} == {claim.subject for claim in told if claim.subject}
+
+
 def test_imperfect_captions_have_every_fault_and_some_are_complete() -> None:
     chance = random.Random(0)
     scenes = [scene(seed) for seed in range(300)]
     texts = [imperfect(made, chance) for made in scenes]
     assert texts == [imperfect(made, again) for again in [random.Random(0)] for made in scenes]
     parsed = [sentences(text) for text in texts]
-    assert all(sentence.well_formed and sentence.finished for each in parsed for sentence in each)
     complete = sum(text == caption(made) for text, made in zip(texts, scenes, strict=True)) / 300
     repeating = sum(len(set(each)) < len(each) for each in parsed) / 300
     reflecting = sum(any(sentence in text for sentence in COMMENTARY) for text in texts) / 300
     assert 0.05 < complete < 0.2
+    fragmentary = sum(not sentence.well_formed for each in parsed for sentence in each) / sum(map(len, parsed))
+    unfinished = sum(not each[-1].finished for each in parsed) / 300
+    assert 0.1 < fragmentary < 0.4
+    assert 0.05 < unfinished < 0.25
     assert 0.2 < repeating < 0.5
-    assert 0.2 < reflecting < 0.5
+    assert 0.3 < reflecting < 0.6

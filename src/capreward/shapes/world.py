@@ -110,8 +110,8 @@ def picture(scene: Scene) -> Image.Image:
     brush = ImageDraw.Draw(image)
     chance = random.Random(scene.model_dump_json())
     for thing in scene.things:
-        x = thing.column * CELL + CELL // 2 + chance.randint(-1, 1)
-        y = thing.row * CELL + CELL // 2 + chance.randint(-1, 1)
+        x = thing.column * CELL + CELL // 2 + chance.randint(-1, 0)
+        y = thing.row * CELL + CELL // 2 + chance.randint(-1, 0)
         r, paint = RADIUS[thing.size], PAINT[thing.colour]
         box = (x - r, y - r, x + r, y + r)
         match thing.shape:
