@@ -25,10 +25,10 @@ PROMPT = "Describe the picture."
 BATCH = 32
 POOL = 8
 """Batches that are drawn together."""
-SEEING_PEAK, TELLING_PEAK = 1.5e-3, 5e-4
+SEEING_PEAK, TELLING_PEAK = 1.5e-3, 8e-4
 """Highest learning rates of the warm-up's two phases: the second is gentle, so that what was learned first stays."""
 CLEAN = 0.7
-"""Share of the warm-up's steps that go to complete captions: from these the tower learns to see, many times faster."""
+"""Share of the warm-up's steps that go to true captions: from these it learns to see many times faster."""
 PAD, START, END, UNKNOWN, PICTURE = "<pad>", "<s>", "</s>", "<unk>", "<image>"
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{% if message.content is string %}{{ message.content }}{% else %}"
@@ -144,16 +144,16 @@ def _told(thing: Thing, often: float, chance: random.Random) -> str:
 def imperfect(scene: Scene, chance: random.Random) -> str:
     """A caption with the faults of a captioner that was trained on little: what the warm-up teaches.
 
-    One in ten is complete and right. The others name some of the things, often without size or place, see wrong colours,
+    One in seven is complete and right. The others name some of the things, often without size or place, see wrong colours,
     shapes, sizes and places, add things that are not there, miscount, speak in fragments, say sentences two or three times,
     reflect, and break off.
     """
-    if chance.random() < 0.1:
+    if chance.random() < 0.15:
         return caption(scene)
-    wrong = chance.choice((0.0, 0.0, 0.1))  # a model that learns from few captions makes mistakes enough of its own
+    wrong = 0.1 if chance.random() < 0.2 else 0.0  # what it learns of so little makes mistakes enough of its own
     told = [_mistaken(thing, wrong, chance) for thing in scene.things if chance.random() < 0.75]
     told = told or [_mistaken(chance.choice(scene.things), wrong, chance)]
-    if chance.random() < 0.1:
+    if chance.random() < 0.05:
         told.append(_mistaken(told[-1], 1.0, chance))
     lines = [_fragment(thing) if chance.random() < 0.25 else _told(thing, 0.6, chance) for thing in told]
     if chance.random() < 0.3:
@@ -181,17 +181,17 @@ def _mistaken(thing: Thing, wrong: float, chance: random.Random) -> Thing:
     )
 
 
-def warm_up(model: Any, processor: Any, *, steps: int = 520, seed: int = 0, progress: bool = True) -> list[float]:
+def warm_up(model: Any, processor: Any, *, steps: int = 480, seed: int = 0, progress: bool = True) -> list[float]:
     """Trains the model on captions of 32 fresh scenes a step, by plain cross-entropy with AdamW.
 
-    The first 70 % of the steps show complete captions, so that it learns to see; the rest `imperfect` ones, the likes of
+    The first 70 % of the steps show `faultless` captions, so that it learns to see; the rest `imperfect` ones, the likes of
     which it writes in the end, in eval mode. The same seed gives the same weights to the bit, on the same machine and
     number of threads.
 
     Args:
         model: of `captioner`; trained in place, all of it.
         processor: of `captioner`.
-        steps: 520 take about a minute on one thread.
+        steps: 480 take about a minute on one thread.
         seed: of scenes and captions.
         progress: show a bar from the third second on, if tqdm is installed.
 
@@ -239,7 +239,7 @@ def _cycle(done: float) -> float:
 
 
 def _batches(processor: Any, chance: random.Random, *, clean: bool) -> Iterator[dict[str, torch.Tensor]]:
-    """`POOL` batches of pictures, prompts and captions of fresh scenes: complete and right, or imperfect.
+    """`POOL` batches of pictures, prompts and captions of fresh scenes: faultless or imperfect.
 
     Captions of like length share a batch, which saves half of the padding; labels are on the captions and their end alone.
     """
