@@ -7,13 +7,20 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
 import accelerate
 import numpy as np
 import torch
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, broadcast_object_list, gather_object
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    broadcast_object_list,
+    gather_object,
+    set_seed,
+)
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -44,6 +51,7 @@ MAX_NORM = 1.0
 """Gradients longer than this are shortened to it."""
 BAD_IN_A_ROW = 3
 """Updates without a finite loss and gradient after which the run stops."""
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 STATE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
 
 
@@ -122,16 +130,17 @@ class Trainer:
         Raises:
             InputError: checkpoints of an earlier run in `config.out`, without `resume`.
             TooManyMissingError: more scores of a batch are missing than the suite allows; a checkpoint was written.
-            NonFiniteError: several updates in a row had a loss or gradient that is no finite number.
+            NonFiniteError: several updates in a row had a loss or gradient that is no finite number, or weights are lost.
         """
         config = self.config
         found = checkpoint.latest(config.out / "checkpoints")
         if found and not resume:
-            raise InputError(f"out: {config.out} holds the checkpoint {found.name}; resume, or choose another folder")
+            raise InputError(f"out: {config.out} holds the checkpoint {found.name}; resume (--resume), or choose another folder")
         state = self._restore(found) if found else {}
         if self.accelerator.is_main_process:
             self.log = metrics.Log(config.out, state.get("positions"))
         if not found:
+            set_seed(config.seed, device_specific=True)  # of what a model may draw while it is trained
             self._evaluate_held_out("before")
         bar = tqdm(
             total=config.steps,
@@ -152,8 +161,9 @@ class Trainer:
                 self.log.close()
         self._evaluate_held_out("after")
         trained = config.out / "final"
+        weights = get_model_state_dict(self.wrapped, options=WHOLE) if self.sharded else None
         if self.accelerator.is_main_process:
-            self.policy.save(trained)
+            self.policy.save(trained, weights)
         self.accelerator.wait_for_everyone()
         return trained
 
@@ -163,10 +173,12 @@ class Trainer:
         Raises:
             InputError: no items.
         """
+        if not items:
+            raise InputError("items: got none to evaluate on, expected at least one")
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         numbered = list(enumerate(items))
         # Processes that run in step need the same number of batches: some caption the first items again, for nothing.
-        padded = numbered + numbered[: -len(numbered) % world]
+        padded = [*numbered, *islice(cycle(numbered), -len(numbered) % world)]
         rollouts: list[Rollout] = []
         mine = padded[rank::world]
         for begin in range(0, len(mine), SAMPLED_TOGETHER):
@@ -269,8 +281,9 @@ class Trainer:
         if not self.config.kl:
             return
         with torch.no_grad(), self.policy.reference_model() as model, self.accelerator.autocast():
+            policy = self.accelerator.unwrap_model(self.wrapped)  # for FSDP, which has to bring its shards together
             for group in groups:
-                group.reference, _ = self._logprobs(model, group)
+                group.reference, _ = policy(lambda _, group=group: self._logprobs(model, group))
 
     def _logprobs(self, model: Any, group: Group) -> tuple[Tensor, Tensor]:
         return prefix.completion_logprobs(
@@ -424,6 +437,9 @@ class Trainer:
         set_model_state_dict(self.wrapped, state["model"], options=options)
         if state["optimizer"]:
             set_optimizer_state_dict(self.wrapped, self.optimizer.optimizer, state["optimizer"], options=options)
+            for name, parameter in self.policy.named_parameters():
+                if name not in state["optimizer"]["state"]:  # torch makes up a first step for what never had a gradient
+                    self.optimizer.optimizer.state.pop(parameter, None)
         for name, value in state["counters"].items():
             setattr(self, name, value)
         states = state["random"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,12 +36,13 @@ class Log:
         for name in FILES:
             file = (folder / name).open("ab")
             file.truncate((positions or {}).get(name, 0))
+            file.seek(0, os.SEEK_END)
             self._files[name] = file
         self._board = SummaryWriter(str(folder / "tensorboard"), flush_secs=10)
 
     def step(self, step: int, metrics: Mapping[str, float], samples: Sequence[Mapping[str, Any]]) -> None:
-        """Write a step's numbers and samples. What is not a number (NaN) is null in the file and absent from TensorBoard."""
-        numbers = {name: None if value != value else value for name, value in metrics.items()}
+        """Write a step's numbers and samples. What is no finite number is null in the file and absent from TensorBoard."""
+        numbers = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         self._append("metrics.jsonl", {"step": step, **numbers})
         for name, value in numbers.items():
             if value is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from pathlib import Path
@@ -124,9 +124,15 @@ class Policy(torch.nn.Module):
             reference.to(*args, **options)
         return super().to(*args, **options)
 
-    def save(self, folder: Path) -> None:
-        """Weights (of the adapters, where there are any) and processor, for `from_pretrained`."""
-        (self._adapters or [self.model])[0].save_pretrained(folder)
+    def save(self, folder: Path, state: Mapping[str, Any] | None = None) -> None:
+        """Weights (of the adapters, where there are any) and processor, for `from_pretrained`.
+
+        Args:
+            state: this module's `state_dict`, where its parameters themselves are spread over processes.
+        """
+        outer, prefix = (self._adapters[0], "base_model.model.") if self._adapters else (self.model, "")
+        renamed = state and {prefix + name.removeprefix("model."): value for name, value in state.items()}
+        outer.save_pretrained(folder, state_dict=renamed)
         self.processor.save_pretrained(folder)
 
 

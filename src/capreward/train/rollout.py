@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from capreward import prefix
+from capreward.errors import NonFiniteError
 from capreward.train.policy import Prompt
 
 Completions = list[list[int]]
@@ -41,6 +42,9 @@ def generate(
         unspeakable: tokens that are never sampled.
         all_done: of "all of mine have ended", whether everybody's have; for a model that is spread over processes, which
             have to run in step.
+
+    Raises:
+        NonFiniteError: the model's logits are no finite numbers.
     """
     try:
         prefix.check(model)
@@ -73,6 +77,10 @@ def generate(
 def _draw(logits: Tensor, uniforms: Tensor) -> Tensor:
     """The token at which the cumulated probability passes the uniform number, (N, G)."""
     cumulated = logits.softmax(-1).double().cumsum(-1)
+    if not cumulated[..., -1].isfinite().all():
+        raise NonFiniteError(
+            "the model's logits are no finite numbers, so weights of it are lost; start again with a lower learning_rate"
+        )
     passed = uniforms[..., None] * cumulated[..., -1:]
     return torch.searchsorted(cumulated, passed, right=True)[..., 0]
 
