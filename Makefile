@@ -9,6 +9,8 @@ export TOKENIZERS_PARALLELISM = false
 
 demo: .venv/.demo
 	.venv/bin/capreward demo
+	rm -rf capreward-shapes
+	.venv/bin/capreward train recipes/shapes.yaml
 
 test: .venv/.dev .venv-verl/.done
 	CAPREWARD_PEERS=required .venv/bin/pytest -m 'not vllm'
@@ -53,4 +55,4 @@ bench: .venv/.dev .venv-verl/.done
 	touch $@
 
 clean:
-	rm -rf .venv .venv-verl .venv-vllm capreward-demo dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-verl .venv-vllm capreward-demo capreward-shapes dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from capreward.train.policy import Policy
 
 SHAPES = "shapes"
-SCENES = 2_000
+SCENES = 1_000
 """Items of the drawn world."""
+WARM_UP = 640
+"""Steps of supervised training before the drawn world's captioner is rewarded: enough to see with, on a bad style."""
 
 
 def make_trainer(config: TrainConfig) -> Trainer:
@@ -80,7 +82,7 @@ def make_policy(config: TrainConfig) -> Policy:
     if source == SHAPES:
         import torch
 
-        from capreward.shapes.captioner import PROMPT
+        from capreward.shapes.model import PROMPT
 
         torch.set_num_threads(1)  # fastest for a model this small, and the same bits however many cores there are
         instruction, source = PROMPT, str(_warmed_up(config))
@@ -89,13 +91,13 @@ def make_policy(config: TrainConfig) -> Policy:
 
 def _warmed_up(config: TrainConfig) -> Path:
     """The folder of the drawn world's captioner, trained on imperfect captions: made once, however often a run is resumed."""
-    from capreward.shapes.captioner import captioner, warm_up
+    from capreward.shapes.model import captioner, warm_up
 
     folder = config.out / "start"
     if folder.is_dir():
         return folder
     model, processor = captioner(seed=config.seed)
-    warm_up(model, processor, seed=config.seed)
+    warm_up(model, processor, steps=WARM_UP, seed=config.seed)
     partial = folder.with_name(".start")
     model.save_pretrained(partial)
     processor.save_pretrained(partial)

@@ -36,6 +36,7 @@ LEFT_OF = Claim(Kind.RELATION, "red circle", "left of", "blue cross")
         ("A large red circle is at the top left.", [RED, RED_LARGE, RED_TOP_LEFT], True, True),
         ("There is a large red circle at the top left", [RED, RED_LARGE, RED_TOP_LEFT], True, False),
         ("the red circle is large!", [RED_LARGE], True, True),
+        ("the red circle is large...", [RED_LARGE], True, False),
         ("The red circle is in the top left.", [RED_TOP_LEFT], True, True),
         ("The red circle is left of the blue cross.", [LEFT_OF], True, True),
         ("The blue cross is right of the red circle.", [LEFT_OF], True, True),

@@ -88,7 +88,7 @@ class Sentence:
     well_formed: bool
     """Whether it is a whole, grammatical sentence of the language; "red circle, top left" is understood but is none."""
     finished: bool
-    """Whether a full stop, question mark or exclamation mark ends it."""
+    """Whether one full stop, question mark or exclamation mark ends it, and not three of them."""
 
 
 def _any(words: Iterable[str]) -> str:
@@ -102,7 +102,7 @@ _THING = re.compile(
     rf"|(?P<relation>{_any([*RELATIONS, *RELATIONS.values()])}) (?:a|the) (?P<other>{_NAME})))?"
 )
 _COUNT = re.compile(rf"there are (?P<count>{_any(COUNTS)}) things")
-_SENTENCE = re.compile(r"([^.!?\n]+)([.!?]?)")
+_SENTENCE = re.compile(r"([^.!?\n]+)([.!?]*)")
 _JOINT = re.compile(r"[,;:]|\band\b")
 _AROUND = " \"'()[]*_-“”‘’"
 _COMMENTARY = frozenset(sentence.rstrip(".").lower() for sentence in COMMENTARY)
@@ -112,7 +112,7 @@ def sentences(text: str) -> list[Sentence]:
     """Any text, taken apart; nothing is an error. Upper and lower case are the same."""
     parsed = []
     for match in _SENTENCE.finditer(text.lower()):
-        body, finished = _clean(match[1]), bool(match[2])
+        body, finished = _clean(match[1]), len(match[2]) == 1
         if body in _COMMENTARY:
             parsed.append(Sentence((Claim(Kind.COMMENTARY, value=body),), True, finished))
         elif clauses := [clause for part in _JOINT.split(body) if (clause := _clean(part))]:

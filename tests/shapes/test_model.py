@@ -10,7 +10,7 @@ from PIL import Image
 
 from capreward.errors import InputError
 from capreward.shapes import PROMPT, caption, captioner, items, scene, scene_of, warm_up
-from capreward.shapes.captioner import END, faultless, imperfect
+from capreward.shapes.model import END, faultless, imperfect
 from capreward.shapes.language import COMMENTARY, claims, sentences, truths
 
 

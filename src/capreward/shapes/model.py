@@ -62,7 +62,7 @@ def captioner(seed: int = 0) -> tuple[Any, Any]:
         import torch
         import transformers
     except ImportError as error:
-        raise missing_extra("capreward.shapes.captioner", "local", error) from error
+        raise missing_extra("The drawn world's captioner", "local", error) from error
     hf: Any = transformers  # half of it is untyped
     processor = _processor(hf)
     tokenizer = processor.tokenizer
