@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from capreward.errors import InputError, missing_extra
 
@@ -15,7 +15,7 @@ Positive = Annotated[int, Field(gt=0)]
 class TrainConfig(BaseModel):
     """Settings of a run. Only `model`, `data` and `out` have to be given."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     model: str
     """Name or folder of a vision-language model of transformers."""
@@ -67,17 +67,14 @@ class TrainConfig(BaseModel):
         try:
             super().__init__(**data)
         except ValidationError as error:
-            faults = [
-                f"{'.'.join(map(str, fault['loc'])) or 'config'}: got {fault['input']!r}; {_wanted(fault)}"
-                for fault in error.errors()
-            ]
-            raise InputError("; ".join(faults)) from None
+            raise InputError("; ".join(map(_explained, error.errors()))) from None
 
-    @model_validator(mode="after")
-    def _judge_is_named(self) -> TrainConfig:
-        if not isinstance(self.judge.get("name"), str):
-            raise ValueError("judge: expected a name, such as {name: lite}")
-        return self
+    @field_validator("judge")
+    @classmethod
+    def _judge_is_named(cls, judge: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(judge.get("name"), str):
+            raise ValueError("expected a name, such as {name: lite}")
+        return judge
 
     @classmethod
     def from_yaml(cls, path: str | Path, **changes: Any) -> TrainConfig:
@@ -90,8 +87,10 @@ class TrainConfig(BaseModel):
             settings = _parsed(Path(path).read_text(encoding="utf-8"), str(path))
         except OSError as error:
             raise InputError(f"{path}: {error.strerror}") from None
-        if not isinstance(settings, dict):
-            raise InputError(f"{path}: got {type(settings).__name__}, expected settings by name, such as 'steps: 500'")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path}: not UTF-8: {error}") from None
+        if not isinstance(settings, dict) or not all(isinstance(name, str) for name in settings):
+            raise InputError(f"{path}: got {settings!r}, expected settings by name, such as 'steps: 500'")
         try:
             return cls(**{**settings, **changes})
         except InputError as error:
@@ -121,7 +120,11 @@ def _parsed(text: str, place: str) -> Any:
         raise InputError(f"{place}: not YAML: {error}") from None
 
 
-def _wanted(fault: Any) -> str:
+def _explained(fault: Any) -> str:
+    name = ".".join(map(str, fault["loc"]))
+    if fault["type"] == "missing":
+        return f"{name}: has to be given"
+    wanted = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "extra_forbidden":
-        return f"there is no such setting; expected one of {', '.join(TrainConfig.model_fields)}"
-    return str(fault["msg"])
+        wanted = f"there is no such setting; expected one of {', '.join(TrainConfig.model_fields)}"
+    return f"{name}: got {fault['input']!r}; {wanted}"
