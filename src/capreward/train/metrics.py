@@ -125,4 +125,5 @@ def samples(table: ScoreTable, rollouts: Sequence[Rollout], advantages: NDArray[
 
 def _as_markdown(sample: Mapping[str, Any]) -> str:
     verdicts = "\n".join(f"- {name}: {cell['value']} ({cell['why']})" for name, cell in sample["scores"].items())
-    return f"{sample['id']}\n\n> {sample['caption']}\n\n{verdicts}"
+    text = f"{sample['id']}\n\n> {sample['caption']}\n\n{verdicts}"
+    return text.encode("utf-8", "replace").decode()  # a judge may have said half a surrogate pair
