@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,10 @@ from fakes import FakeComponent, FakeGate
 from rich.console import Console
 
 from capreward import Fluency, Item, Missing, Reason, RewardSuite, Rollout, ScoreTable, report
+from capreward.data import write_rows
 from capreward.judges.fake import FunctionJudge
+from capreward.report import Run, print_run, run_figure
+from capreward.shapes import items
 
 DOWN = Missing(Reason.SERVER, "server is down")
 VERDICTS = {"a1": (0.25, 0.5), "a2": (0.75, DOWN), "b1": (1.0, DOWN), "b2": (1.0, 0.125), "c1": (DOWN, DOWN)}
@@ -186,3 +190,41 @@ class TestHostileIds:
         file = io.BytesIO()
         report.figure(strange[0]).savefig(file, format="png")
         assert file.getvalue().startswith(b"\x89PNG")
+
+
+class TestRun:
+    """What a training run did, as a table and a figure."""
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path, table: ScoreTable, rollouts: list[Rollout]) -> Path:
+        before = list(table.to_rows(rollouts))
+        after = [{**row, "scores": {**row["scores"], "qa": {**row["scores"]["qa"], "value": 1.0}}} for row in before]
+        steps = [{"step": step, "qa/value": step / 3, "precision_vs_facts/value": None} for step in (1, 2, 3)]
+        for name, rows in (("before", before), ("after", after), ("metrics", steps)):
+            write_rows(tmp_path / f"{name}.jsonl", rows)
+        return tmp_path
+
+    def test_means_leave_out_what_is_missing(self, folder: Path) -> None:
+        run = Run.read(folder, {})
+        assert run.names == ["qa", "precision_vs_facts"]
+        assert run.means("qa") == (pytest.approx((0.25 + 0.75 + 0.0 + 1.0) / 4), 1.0)
+        assert run.means("precision_vs_facts") == (pytest.approx((0.5 + 0.125) / 2),) * 2
+
+    def test_table_has_a_line_for_each_component(self, folder: Path) -> None:
+        console = Console(file=io.StringIO(), width=100)
+        print_run(Run.read(folder, {}), console)
+        lines = {line.split()[0]: line.split()[1:] for line in console.file.getvalue().splitlines() if line.strip()}
+        assert lines["qa"] == ["0.50", "1.00", "+0.50"]
+        assert lines["precision_vs_facts"] == ["0.31", "0.31", "+0.00"]
+
+    def test_figure_shows_curves_bars_and_captions(self, folder: Path) -> None:
+        picture = run_figure(Run.read(folder, {"a": items(1)[0].image}), examples=2)
+        curves, bars, *examples = picture.axes
+        assert [line.get_label() for line in curves.lines] == ["qa", "precision_vs_facts"]
+        assert [round(bar.get_width(), 2) for bar in bars.patches] == [0.5, 1.0, 0.31, 0.31]
+        assert len(examples) == 4
+        assert examples[0].images
+        said = [text.get_text() for text in examples[1].texts]
+        assert said[0].startswith("before:  qa 0.25, precision_vs_facts 0.50\na1")
+        assert said[1].startswith("after:  qa 1.00")
+        picture.savefig(io.BytesIO(), format="png")

@@ -10,8 +10,8 @@ from PIL import Image
 
 from capreward.errors import InputError
 from capreward.shapes import PROMPT, caption, captioner, items, scene, scene_of, warm_up
-from capreward.shapes.model import END, faultless, imperfect
 from capreward.shapes.language import COMMENTARY, claims, sentences, truths
+from capreward.shapes.model import END, faultless, imperfect
 
 
 @pytest.fixture(scope="module")
