@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from capreward import Item, read_items, read_rollouts
+from capreward.data import replacing, write_rows
 from capreward.errors import InputError
 
 Write = Callable[..., Path]
@@ -307,3 +308,45 @@ class TestErrors:
     def test_nested_too_deep_for_python(self, write: Write) -> None:
         with pytest.raises(InputError, match=r"line 1: not JSON \(maximum recursion"):
             read_rollouts(write("[" * 100_000))
+
+
+class TestWriteRows:
+    ROWS = ({"caption": "Ein Häschen 🐇", "n": 1}, {"caption": "half a pair: \ud83d", "scores": [None, 0.5]})
+
+    def test_comes_back(self, tmp_path: Path) -> None:
+        path = tmp_path / "rows.jsonl"
+        write_rows(path, iter(self.ROWS))
+        lines = path.read_text(encoding="utf-8").splitlines()
+        assert [json.loads(line) for line in lines] == list(self.ROWS)
+        assert "Häschen 🐇" in lines[0]  # for people to read
+
+    def test_items_come_back(self, tmp_path: Path) -> None:
+        item = Item(id="cup", image=png("red"), references=["A cup."], metadata={"n": 1})
+        write_rows(tmp_path / "items.jsonl", [item.model_dump(mode="json")])
+        assert read_items(tmp_path / "items.jsonl") == [item]
+
+    def test_none(self, tmp_path: Path) -> None:
+        write_rows(tmp_path / "rows.jsonl", [])
+        assert (tmp_path / "rows.jsonl").read_bytes() == b""
+
+    def test_all_or_nothing(self, tmp_path: Path) -> None:
+        path = tmp_path / "rows.jsonl"
+        write_rows(path, [{"old": True}])
+
+        def rows() -> Any:
+            yield {"new": 1}
+            raise RuntimeError("no more")
+
+        with pytest.raises(RuntimeError, match="no more"):
+            write_rows(path, rows())
+        assert json.loads(path.read_text()) == {"old": True}
+        assert list(tmp_path.iterdir()) == [path]
+
+    def test_is_not_there_before_it_is_whole(self, tmp_path: Path) -> None:
+        path = tmp_path / "rows.jsonl"
+        with replacing(path) as partial:
+            partial.write_text("new")
+            assert not path.exists()
+            assert partial.parent == tmp_path  # a rename does not cross disks
+        assert path.read_text() == "new"
+        assert list(tmp_path.iterdir()) == [path]

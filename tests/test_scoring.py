@@ -1,18 +1,32 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
-from fakes import FakeComponent, rollouts
+from fakes import FakeComponent, FakeGate, rollouts
 from hypothesis import given, strategies as st
 
-from capreward import Component, Gate, LengthMask, Missing, Reason, Rollout, Score, ScoreTable, dr_grpo, gdpo, grpo
+from capreward import (
+    Component,
+    Gate,
+    LengthMask,
+    Missing,
+    Reason,
+    RewardSuite,
+    Rollout,
+    Score,
+    ScoreTable,
+    dr_grpo,
+    gdpo,
+    grpo,
+)
 from capreward.errors import ComponentError, InputError
-from capreward.scoring import checked, fill, score_component, scores_empty_as_zero, weights_of
+from capreward.scoring import checked, concatenated, fill, score_component, scores_empty_as_zero, weights_of
 
 NAN = np.nan
 DOWN = Missing(Reason.SERVER, "server is down")
@@ -134,6 +148,114 @@ class TestScoreTable:
         np.testing.assert_array_equal(frame["value.b"], table.values[:, 1])
         np.testing.assert_array_equal(frame["total"], table.total())
         assert frame["why.b"].tolist() == [table.why(row, 1) for row in range(4)]
+
+
+class TestToRows:
+    def rollouts(self, table: ScoreTable) -> list[Rollout]:
+        return [
+            rollouts(f"caption {n}", group=group, id=id)[0]
+            for n, (id, group) in enumerate(zip(table.ids, table.groups.tolist(), strict=True))
+        ]
+
+    def test_by_hand(self, table: ScoreTable) -> None:
+        first, _, third, last = table.to_rows(self.rollouts(table))
+        assert (first["id"], first["group"], first["item"], first["caption"]) == ("x#0", "x", "bare", "caption 0")
+        assert first["scores"]["b"] == {
+            "raw": 0.8,
+            "value": 0.4,
+            "why": "too long",
+            "missing": None,
+            "unread": "",
+            "gated": True,
+            "evidence": {},
+        }
+        assert first["total"] == pytest.approx((1 + 3 * 0.4) / 4)
+        assert first["advantages"] == {
+            "grpo": table.advantages("grpo")[0],
+            "gdpo": table.advantages("gdpo")[0],
+        }
+        assert (third["scores"]["b"]["value"], third["scores"]["b"]["missing"]) == (None, "no_facts")
+        assert last["total"] is None
+
+    def test_is_json(self, table: ScoreTable) -> None:
+        rows = list(table.to_rows(self.rollouts(table)))
+        assert json.loads(json.dumps(rows, allow_nan=False)) == rows
+
+    def test_of_some(self, table: ScoreTable) -> None:
+        every = self.rollouts(table)
+        rows = list(table.to_rows(every))
+        assert list(table.to_rows([every[3], every[1]], [3, 1])) == [rows[3], rows[1]]
+
+    def test_what_was_said_but_not_read(self) -> None:
+        said = Missing(Reason.UNPARSEABLE, "no number", "very good")
+        table = ScoreTable(
+            names=("a",),
+            ids=("x#0",),
+            groups=np.array(["x"]),
+            raw=np.array([[NAN]]),
+            values=np.array([[NAN]]),
+            weights=np.ones(1),
+            scores=((said,),),
+            gated={},
+            missing={(0, 0): said},
+        )
+        [row] = table.to_rows(self.rollouts(table))
+        assert row["scores"]["a"]["unread"] == "very good"
+
+    def test_evidence(self) -> None:
+        table = RewardSuite({"a": FakeComponent(Score(0.5, "half", {"claims": [1, 2]}))}).score(rollouts("A cup."))
+        [row] = table.to_rows(rollouts("A cup."))
+        assert row["scores"]["a"]["evidence"] == {"claims": [1, 2]}
+
+    def test_too_few_rollouts(self, table: ScoreTable) -> None:
+        with pytest.raises(ValueError, match="shorter"):
+            list(table.to_rows(self.rollouts(table)[:2]))
+
+
+class TestConcatenated:
+    """Parts of a batch as one table."""
+
+    def parts(self, sizes: Sequence[int]) -> tuple[ScoreTable, list[ScoreTable]]:
+        """The table of a batch, and those of its parts."""
+        verdicts = [0.9, DOWN, 0.2, Score(0.4, "why", {"n": 1}), 0.1, NO_FACTS, 0.7, 0.3]
+        batch = [rollouts(f"caption {n}", id=f"r{n}", group="xyz"[n // 3])[0] for n in range(8)]
+        suite = RewardSuite(
+            {"a": FakeComponent(lambda r: verdicts[int(r.caption[-1])]), "b": FakeComponent(0.5)},
+            weights={"b": 2},
+            gates=[FakeGate("b", lambda r: 0.5 if int(r.caption[-1]) % 3 else 0.0)],
+        )
+        stops = np.cumsum(sizes).tolist()
+        return suite.score(batch), [suite.score(batch[a:b]) for a, b in zip([0, *stops], stops, strict=False)]
+
+    @pytest.mark.parametrize("sizes", [[8], [3, 5], [1, 1, 6], [2, 4, 2]])
+    def test_is_the_table_of_the_whole(self, sizes: list[int]) -> None:
+        whole, parts = self.parts(sizes)
+        found = concatenated(parts)
+        assert (found.names, found.ids, found.scores) == (whole.names, whole.ids, whole.scores)
+        assert (found.gated, found.missing, found.usage) == (whole.gated, whole.missing, whole.usage)
+        assert len(found.gated) > 0 < len(found.missing)
+        for name in ("groups", "raw", "values", "weights"):
+            np.testing.assert_array_equal(getattr(found, name), getattr(whole, name))
+        # also where a group is torn apart
+        np.testing.assert_array_equal(found.advantages(), whole.advantages())
+
+    def test_none(self) -> None:
+        with pytest.raises(InputError, match="tables: got none"):
+            concatenated([])
+
+    def test_of_different_suites(self) -> None:
+        a, b, heavy = (
+            RewardSuite({name: FakeComponent(1.0)}, weights={name: weight}).score(rollouts("A cup.", id=name))
+            for name, weight in (("a", 1), ("b", 1), ("a", 2))
+        )
+        for other in (b, heavy):
+            with pytest.raises(InputError, match="tables: got components"):
+                concatenated([a, other])
+
+    def test_an_id_twice(self) -> None:
+        table = RewardSuite({"a": FakeComponent(1.0)}).score(rollouts("A cup."))
+        with pytest.raises(InputError, match="a rollout id occurs twice"):
+            concatenated([table, table])
 
 
 class TestWeightsOf:

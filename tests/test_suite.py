@@ -4,6 +4,7 @@ import asyncio
 import logging
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -28,6 +29,8 @@ from capreward import (
 )
 from capreward.errors import ComponentError, InputError, TooManyMissingError
 from capreward.judges.fake import FunctionJudge
+from capreward.scoring import concatenated
+from capreward.suite import start
 
 NAN = np.nan
 DOWN = Missing(Reason.SERVER, "server is down")
@@ -552,6 +555,83 @@ class TestCalls:
         assert shown.gated == plain.gated
         assert (len(chunked.batches), len(whole.batches)) == (3, 1)
         assert chunked.asked == whole.asked
+
+
+class TestParts:
+    """A batch that is scored in parts, while more of it is on the way."""
+
+    SUITE = RewardSuite({"a": by_caption(good=1.0, lost=DOWN)}, max_missing=0.5)
+
+    def test_are_not_held_against_the_limit(self) -> None:
+        lost, good = (asyncio.run(self.SUITE.ascore(rollouts(text, id=text), part=True)) for text in ("lost", "good"))
+        whole = concatenated([lost, good])
+        self.SUITE.check_missing(whole)
+        with pytest.raises(TooManyMissingError, match=r"component 'a': missing for 1 of 1 rollouts \(server: 1\)"):
+            self.SUITE.check_missing(lost)
+
+    def test_a_whole_batch_is(self) -> None:
+        with pytest.raises(TooManyMissingError):
+            asyncio.run(self.SUITE.ascore(rollouts("lost")))
+
+    def test_check_missing_tells_what_it_lets_pass(self, caplog: pytest.LogCaptureFixture) -> None:
+        table = RewardSuite({"a": by_caption(good=1.0, lost=DOWN)}).score(rollouts("good"))
+        caplog.clear()
+        caplog.set_level(logging.INFO, "capreward")
+        self.SUITE.check_missing(table)
+        assert caplog.messages == []
+        self.SUITE.check_missing(asyncio.run(self.SUITE.ascore(rollouts("good", "lost"), part=True)))
+        [said] = caplog.messages
+        assert said.startswith("component 'a': missing for 1 of 2 rollouts (server: 1)")
+
+
+class TestStart:
+    def test_goes_on_meanwhile(self) -> None:
+        begun, may_end = threading.Event(), threading.Event()
+
+        async def work() -> str:
+            begun.set()
+            while not may_end.is_set():
+                await asyncio.sleep(0.001)
+            return "done"
+
+        future = start(work())
+        assert begun.wait(10)
+        assert not future.done()
+        may_end.set()
+        assert future.result(10) == "done"
+
+    def test_several_side_by_side(self) -> None:
+        meeting: list[int] = []
+
+        async def work(n: int) -> int:
+            meeting.append(n)
+            while len(meeting) < 3:
+                await asyncio.sleep(0.001)
+            return n
+
+        assert [future.result(10) for future in [start(work(n)) for n in range(3)]] == [0, 1, 2]
+
+    def test_what_it_raises_comes_with_the_result(self) -> None:
+        async def work() -> None:
+            raise ValueError("no")
+
+        future = start(work())
+        with pytest.raises(ValueError, match="no"):
+            future.result(10)
+
+    def test_of_a_suite(self) -> None:
+        suite = RewardSuite({"a": FakeComponent(0.5)})
+        tables = [start(suite.ascore(rollouts(text), part=True)) for text in ("one", "two")]
+        assert [table.result(10).values.tolist() for table in tables] == [[[0.5]], [[0.5]]]
+
+    def test_inside_a_component_is_refused(self) -> None:
+        async def inner() -> None: ...
+
+        async def work() -> None:
+            start(inner())
+
+        with pytest.raises(InputError, match="called from inside a component"):
+            start(work()).result(10)
 
 
 def in_process(script: str) -> list[str]:
