@@ -44,6 +44,8 @@ def main(folder: Path, runs_: list[dict[str, Any]]) -> None:
         if settings.pop("sharded", False):
             accelerate.Accelerator = Sharding
         trainer = runs.trainer(out, held_out=runs.items(3), **settings)
+        # so many that captions end early, and those of one process before those of the other
+        trainer.policy.model.generation_config.eos_token_id = [260, *range(150)]
         with (out / f"advantages.{trainer.accelerator.process_index}.jsonl").open("a") as file:
 
             def told(self: ScoreTable, estimator: str, file: Any = file) -> Any:

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -513,7 +513,7 @@ class TestTrainer:
             runs.trainer(tmp_path, on=[Item(id="bare")]).train()
 
 
-def started(*command: str, timeout: int = 300) -> str:
+def started(*command: str, timeout: int = 200) -> str:
     """What a script of this folder prints."""
     alone = {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "1", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -561,31 +561,36 @@ def test_killed_ten_times_is_as_never_killed(tmp_path: Path) -> None:
     assert equal(*states)
 
 
+WHOLE = {"groups": 4, "steps": 4, "updates": 2, "kl": 0.05}
+ADAPTERS = {"groups": 4, "steps": 3, "kl": 0.05, "lora_rank": 2, "learning_rate": 1e-2}
+RUNS = ({"out": "whole", **WHOLE}, {"out": "adapters", **ADAPTERS})
+SHARDED = (
+    {"out": "sharded whole", "sharded": True, **WHOLE, "steps": 2},
+    {"out": "sharded whole", "sharded": True, **WHOLE, "resume": True},
+    {"out": "sharded adapters", "sharded": True, **ADAPTERS},
+)
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of one process."""
+    folder = tmp_path_factory.mktemp("one")
+    started(str(HERE / "ranks.py"), str(folder), json.dumps(RUNS))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same runs of two, and those of two that share one model."""
+    folder = tmp_path_factory.mktemp("two")
+    launch = "-m torch.distributed.run --nproc-per-node=2 --rdzv-backend=c10d --rdzv-endpoint=127.0.0.1:0"
+    work = [str(HERE / "ranks.py"), str(folder), json.dumps([*RUNS, *SHARDED])]
+    started(*launch.split(), "--local-addr=127.0.0.1", *work)
+    return folder
+
+
 class TestProcesses:
     """Two processes, on one computer, do what one does."""
-
-    WHOLE: ClassVar = {"groups": 4, "steps": 4, "updates": 2, "kl": 0.05}
-    ADAPTERS: ClassVar = {"groups": 4, "steps": 3, "kl": 0.05, "lora_rank": 2, "learning_rate": 1e-2}
-    RUNS = ({"out": "whole", **WHOLE}, {"out": "adapters", **ADAPTERS})
-    SHARDED = (
-        {"out": "sharded whole", "sharded": True, **WHOLE, "steps": 2},
-        {"out": "sharded whole", "sharded": True, **WHOLE, "resume": True},
-        {"out": "sharded adapters", "sharded": True, **ADAPTERS},
-    )
-
-    @pytest.fixture(scope="class")
-    def one(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        folder = tmp_path_factory.mktemp("one")
-        started(str(HERE / "ranks.py"), str(folder), json.dumps(self.RUNS))
-        return folder
-
-    @pytest.fixture(scope="class")
-    def two(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        folder = tmp_path_factory.mktemp("two")
-        launch = "-m torch.distributed.run --nproc-per-node=2 --rdzv-backend=c10d --rdzv-endpoint=127.0.0.1:0"
-        work = [str(HERE / "ranks.py"), str(folder), json.dumps([*self.RUNS, *self.SHARDED])]
-        started(*launch.split(), "--local-addr=127.0.0.1", *work)
-        return folder
 
     def advantages(self, folder: Path, rank: int = 0) -> dict[tuple[str, str], str]:
         return {
@@ -603,6 +608,7 @@ class TestProcesses:
             assert {key: found.get(key) for key in gdpo} == gdpo
         for row, other in zip(*(runs.untimed(each / "metrics.jsonl") for each in (one, two)), strict=True):
             assert row.keys() == other.keys()
+            assert row["length"] < 8
             assert row["loss"] == pytest.approx(other["loss"], abs=1e-6)
             assert row == pytest.approx(other, rel=1e-4, abs=1e-5)
         for name in ("samples.jsonl", "before.jsonl", "after.jsonl"):
@@ -625,7 +631,7 @@ class TestProcesses:
 
     def test_a_checkpoint_of_theirs_resumes_on_one(self, two: Path) -> None:
         out = two / "sharded whole"
-        runs.trainer(out, **{**self.WHOLE, "steps": 5}).train(resume=True)
+        runs.trainer(out, **{**WHOLE, "steps": 5}).train(resume=True)
         assert [row["step"] for row in runs.rows(out / "metrics.jsonl")] == [1, 2, 3, 4, 5]
 
     def test_groups_that_cannot_be_shared(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

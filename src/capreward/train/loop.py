@@ -135,7 +135,9 @@ class Trainer:
         config = self.config
         found = checkpoint.latest(config.out / "checkpoints")
         if found and not resume:
-            raise InputError(f"out: {config.out} holds the checkpoint {found.name}; resume (--resume), or choose another folder")
+            raise InputError(
+                f"out: {config.out} holds the checkpoint {found.name}; resume (--resume), or choose another folder"
+            )
         state = self._restore(found) if found else {}
         if self.accelerator.is_main_process:
             self.log = metrics.Log(config.out, state.get("positions"))
@@ -286,13 +288,18 @@ class Trainer:
                 group.reference, _ = policy(lambda _, group=group: self._logprobs(model, group))
 
     def _logprobs(self, model: Any, group: Group) -> tuple[Tensor, Tensor]:
-        return prefix.completion_logprobs(
+        completions, T = group.completions, group.mask.shape[1]
+        if self.sharded and T == 1:
+            # Processes have to run in step, and only behind a first token is there a second forward.
+            completions = [[*tokens, *tokens] for tokens in completions]
+        logprobs, entropies = prefix.completion_logprobs(
             model,
             group.prompt.tokens,
-            group.completions,
+            completions,
             images=group.prompt.images,
             temperature=self.config.temperature,
         )
+        return logprobs[:, :T], entropies[:, :T]
 
     def _update(self, groups: Sequence[Group]) -> dict[str, float]:
         """The optimiser's steps on a batch; returns what to log of them, the mean over the steps."""
