@@ -17,6 +17,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import runs
+from tqdm.auto import tqdm
 
 from capreward.train import checkpoint
 from capreward.train.loop import Trainer
@@ -25,8 +26,8 @@ KILLS = 10
 SETTINGS: dict[str, Any] = {"steps": KILLS + 4, "save_every": 1, "max_tokens": 6, "updates": 2, "kl": 0.05}
 
 
-def trainer(out: Path) -> Trainer:
-    made = runs.trainer(out, held_out=runs.items(2), **SETTINGS)
+def trainer(out: Path, **changes: Any) -> Trainer:
+    made = runs.trainer(out, held_out=runs.items(2), **{**SETTINGS, **changes})
     for module in made.policy.model.modules():
         if hasattr(module, "attention_dropout"):
             module.attention_dropout = 0.1  # the bits depend on the state of the random numbers
@@ -65,6 +66,8 @@ def slow_disk() -> None:
 
 
 def main(folder: Path) -> None:
+    tqdm.monitor_interval = 0  # no thread but this one
+    trainer(folder / "warm", steps=1).train()  # imports what is imported late
     begin = time.monotonic()
     wait(fork(lambda: trainer(folder / "alive").train()))
     a_step = (time.monotonic() - begin) / SETTINGS["steps"]
