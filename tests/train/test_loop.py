@@ -491,6 +491,12 @@ class TestTrainer:
         with pytest.raises(InputError, match="items: got none to train on"):
             runs.trainer(tmp_path, on=[])
 
+    def test_a_kl_to_nothing(self, tmp_path: Path) -> None:
+        settings = runs.config(tmp_path, kl=0.1)
+        without = runs.policy(runs.config(tmp_path))
+        with pytest.raises(InputError, match=r"kl: got 0.1 with a policy that kept no reference"):
+            Trainer(settings, without, runs.suite(), runs.items())
+
     def test_evaluate_samples_the_same_each_time(self, tmp_path: Path) -> None:
         made = runs.trainer(tmp_path)
         (table, rollouts), (again, same) = (made.evaluate(runs.items(10)) for _ in range(2))

@@ -87,7 +87,7 @@ class Trainer:
         held_out: items on which `evaluate` is called before and after.
 
     Raises:
-        InputError: no items, or a number of groups that the processes cannot share equally.
+        InputError: no items, a number of groups that the processes cannot share equally, or a KL without a reference.
     """
 
     def __init__(
@@ -109,6 +109,8 @@ class Trainer:
             raise InputError("items: got none to train on, expected at least one")
         if config.groups % world:
             raise InputError(f"groups: got {config.groups}, expected a multiple of the {world} processes")
+        if config.kl and not policy.has_reference:
+            raise InputError(f"kl: got {config.kl} with a policy that kept no reference; build it with reference=True")
         self.config, self.suite, self.items, self.held_out = config, suite, list(items), list(held_out)
         if config.gradient_checkpointing:
             policy.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

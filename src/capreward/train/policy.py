@@ -112,6 +112,11 @@ class Policy(torch.nn.Module):
         rows = self.model.get_output_embeddings().weight.shape[0]
         return sorted((named | set(range(len(self.tokenizer), rows))) - self.ends)
 
+    @property
+    def has_reference(self) -> bool:
+        """Whether `reference_model` is there."""
+        return bool(self._reference or self._adapters)
+
     @contextmanager
     def reference_model(self) -> Iterator[Any]:
         """The model as it was at the start; only where one was asked for."""
