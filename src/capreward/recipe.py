@@ -76,16 +76,17 @@ def make_suite(config: TrainConfig) -> RewardSuite:
 
 def make_policy(config: TrainConfig) -> Policy:
     """The policy of `config.model`; that of the drawn world is warmed up first, and kept in `config.out`."""
+    import torch
+
     from capreward.train.policy import Policy
 
     source, instruction = config.model, config.prompt
     if source == SHAPES:
-        import torch
-
         from capreward.shapes.model import PROMPT
 
         torch.set_num_threads(1)  # fastest for a model this small, and the same bits however many cores there are
         instruction, source = PROMPT, str(_warmed_up(config))
+    torch.manual_seed(config.seed)  # of the adapters' first weights
     return Policy.load(source, instruction=instruction, lora_rank=config.lora_rank, reference=config.kl > 0)
 
 

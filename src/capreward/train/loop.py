@@ -142,7 +142,7 @@ class Trainer:
             )
         state = self._restore(found) if found else {}
         if self.accelerator.is_main_process:
-            self.log = metrics.Log(config.out, state.get("positions"))
+            self.log = metrics.Log(config.out, state.get("positions"), step=self.step)
         if not found:
             set_seed(config.seed, device_specific=True)  # of what a model may draw while it is trained
             self._evaluate_held_out("before")

@@ -25,8 +25,13 @@ FILES = ("metrics.jsonl", "samples.jsonl")
 class Log:
     """Appends to the files of a run; on resume, cut back to where the checkpoint was taken."""
 
-    def __init__(self, folder: Path, positions: Mapping[str, int] | None = None) -> None:
-        """Args: positions: lengths in bytes that the files are cut to; those of a new run are emptied."""
+    def __init__(self, folder: Path, positions: Mapping[str, int] | None = None, *, step: int = 0) -> None:
+        """Open the files.
+
+        Args:
+            positions: lengths in bytes that the files are cut to; those of a new run are emptied.
+            step: the last step that counts; TensorBoard forgets what an earlier process wrote of later ones.
+        """
         try:
             from tensorboardX import SummaryWriter
         except ImportError as error:
@@ -38,7 +43,7 @@ class Log:
             file.truncate((positions or {}).get(name, 0))
             file.seek(0, os.SEEK_END)
             self._files[name] = file
-        self._board = SummaryWriter(str(folder / "tensorboard"), flush_secs=10)
+        self._board = SummaryWriter(str(folder / "tensorboard"), flush_secs=10, purge_step=step + 1)
 
     def step(self, step: int, metrics: Mapping[str, float], samples: Sequence[Mapping[str, Any]]) -> None:
         """Write a step's numbers and samples. What is no finite number is null in the file and absent from TensorBoard."""
