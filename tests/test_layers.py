@@ -60,7 +60,7 @@ HOMES = {
     "tqdm": {"suite", "train.loop", "shapes.model"},
     "torch": {"prefix", "processing", "judges.local", "judges.encode", "judges.vllm", "shapes.model", "recipe", *TRAIN},
     "tokenizers": {"shapes.model"},
-    "transformers": {"judges.lite", "judges.local", "prefix", "train.policy", "shapes.model"},
+    "transformers": {"judges.lite", "judges.local", "prefix", "train.policy", "train.rollout", "shapes.model"},
     "vllm": {"judges.vllm"},
     "yaml": {"train.config"},
 }

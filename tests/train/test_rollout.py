@@ -124,7 +124,7 @@ class TestGenerate:
         monkeypatch.setattr(MODEL.base_model, "forward", spy)
         given = prompts("Llava")[:2]
         generate(MODEL, given, uniforms(2, 5, 4), ends={VOCABULARY})  # never
-        assert sizes == [*(((1, len(prompt.tokens)), True) for prompt in given), *[((2, 5), False)] * 3]
+        assert sizes == [*(((1, len(prompt.tokens)), True) for prompt in given), *[((2 * 5, 1), False)] * 3]
 
     def test_stops_when_all_have_ended(self, monkeypatch: pytest.MonkeyPatch) -> None:
         steps = []

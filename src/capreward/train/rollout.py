@@ -1,7 +1,7 @@
 """Sampling captions: the prompt of a group runs once, and its rollouts read the same keys and values.
 
-A group is one row of the batch: in each step the newest tokens of its G rollouts are G queries, which see the prompt and the
-tokens of their own rollout. So the prompt's keys and values are held and read once a group, not once a rollout.
+In each step the newest tokens of the G rollouts of a group look at their prompt together and at their own tokens apart. So the
+prompt's keys and values are held and read once a group, not once a rollout.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from capreward.train.policy import Prompt
 
 Completions = list[list[int]]
 """Tokens of the G rollouts of a group, each with the token that ended it, if it did end."""
+
+ATTENTION = "capreward_rollouts"
+"""What `_attend` is called in transformers."""
 
 
 @torch.no_grad()
@@ -56,7 +59,7 @@ def generate(
         ]
     N, G, T = uniforms.shape
     end = min(ends)
-    group = _Group(model, prompts, G)
+    group = _Group(model, prompts, G, T)
     tokens = torch.full((N, G, T), end, device=model.device)
     done = torch.zeros(N, G, dtype=torch.bool, device=model.device)
     stops = torch.tensor(sorted(ends), device=model.device)
@@ -92,10 +95,14 @@ def _cut(tokens: list[int], ends: set[int]) -> list[int]:
 
 
 class _Group:
-    """The keys and values of N groups under way, one row each: prompts, padded on the left, then G tokens a step."""
+    """The keys and values of N groups under way: those of the prompts, and those of their N G rollouts, a row each."""
 
-    def __init__(self, model: Any, prompts: Sequence[Prompt], G: int) -> None:
-        self.model, self.G, self.steps = model, G, 0
+    def __init__(self, model: Any, prompts: Sequence[Prompt], G: int, T: int) -> None:
+        from transformers import AttentionInterface
+
+        AttentionInterface.register(ATTENTION, _attend)
+        self.model, self.steps = model, 0
+        self.config = model.config.get_text_config()
         prefilled = [prefix.prefill(model, prompt.tokens, prompt.images) for prompt in prompts]
         lengths = [len(prompt.tokens) for prompt in prompts]
         P = max(lengths)
@@ -104,25 +111,63 @@ class _Group:
         self.last = torch.stack([each.last for each in prefilled])[:, None].expand(-1, G, -1)
         """What predicts the next token of each rollout, (N, G, H)."""
         layers = zip(*(each.past for each in prefilled), strict=True)
-        self.cache = prefix.filled_cache(model, [_stacked(layer, P) for layer in layers])
+        self.prompts = [_stacked(layer, P) for layer in layers]
+        # Room for all that will come: to join a new token to what is there would copy it, which took half of the time.
+        self.own = [
+            tuple(part.new_empty(len(prompts) * G, part.shape[1], T, part.shape[3]) for part in layer)
+            for layer in self.prompts
+        ]
         places = torch.arange(P, device=model.device)
         inside = places >= P - torch.tensor(lengths, device=model.device)[:, None]
-        self.sees_prompt = inside[:, None].expand(-1, G, -1)
-        self.own = torch.eye(G, dtype=torch.bool, device=model.device)
+        self.mask = prefix.additive_mask(model, inside)[:, None, None]
 
     def advance(self, tokens: Tensor) -> Tensor:
         """Run the newest token of each rollout, (N, G): what predicts the next one, (N, G, H)."""
+        positions = (self.next + self.steps).expand_as(tokens).reshape(-1, 1)
+        usual = self.config._attn_implementation
+        self.config._attn_implementation = ATTENTION
+        try:
+            output = self.model.base_model(
+                input_ids=tokens.reshape(-1, 1),
+                position_ids=positions.expand(*self.axes, -1, -1),
+                attention_mask=self.mask,
+                use_cache=False,
+                rollouts=self,
+            )
+        finally:
+            self.config._attn_implementation = usual
         self.steps += 1
-        sees_own = self.own.repeat(1, self.steps).expand(len(tokens), -1, -1)
-        seen = torch.cat([self.sees_prompt, sees_own], dim=-1)
-        output = self.model.base_model(
-            input_ids=tokens,
-            position_ids=(self.next + self.steps - 1).expand(*self.axes, *tokens.shape),
-            attention_mask=prefix.additive_mask(self.model, seen)[:, None],
-            past_key_values=self.cache,
-            use_cache=True,
-        )
-        return torch.as_tensor(output.last_hidden_state)
+        return torch.as_tensor(output.last_hidden_state).view(*tokens.shape, -1)
+
+
+def _attend(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, scaling: float, rollouts: _Group, **_: Any
+) -> tuple[Tensor, None]:
+    """Attention of the newest token of each rollout to its prompt and to its own tokens, in the form that transformers asks for.
+
+    SDPA would want each prompt's keys and values repeated, for all rollouts and for all heads that share them, in every step.
+    Here the queries that look at the same keys stand together: K heads of keys, R heads of queries for each.
+    """
+    (prompt_keys, prompt_values), (keys, values) = rollouts.prompts[module.layer_idx], rollouts.own[module.layer_idx]
+    now = rollouts.steps
+    keys[:, :, now], values[:, :, now] = key[:, :, 0], value[:, :, 0]
+    keys, values = keys[:, :, : now + 1], values[:, :, : now + 1]
+    N, K, P, D = prompt_keys.shape
+    B, R = len(query), query.shape[1] // K
+
+    def by_group(rows: Tensor) -> Tensor:
+        """(B, K, R, x) as (N, K, G R, x)."""
+        return rows.reshape(N, B // N, K, R, -1).transpose(1, 2).reshape(N, K, B // N * R, -1)
+
+    def by_rollout(rows: Tensor) -> Tensor:
+        """Back again."""
+        return rows.view(N, K, B // N, R, -1).transpose(1, 2).reshape(B, K, R, -1)
+
+    query = query.reshape(B, K, R, D) * scaling
+    to_prompt = by_rollout(by_group(query) @ prompt_keys.mT + mask)
+    weights = torch.cat([to_prompt, query @ keys.mT], dim=-1).softmax(-1, dtype=torch.float32).to(values.dtype)
+    seen = by_rollout(by_group(weights[..., :P]) @ prompt_values) + weights[..., P:] @ values
+    return seen.reshape(B, 1, K * R, D), None
 
 
 def _stacked(layer: Sequence[tuple[Tensor, Tensor]], length: int) -> tuple[Tensor, Tensor]:
