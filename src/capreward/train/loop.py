@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import accelerate
 import numpy as np
@@ -29,6 +30,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from tqdm.auto import tqdm
 
 from capreward import prefix
@@ -43,10 +45,11 @@ from capreward.train.loss import policy_loss, token_weights
 from capreward.train.policy import Policy, Prompt
 from capreward.train.rollout import Completions, generate
 
+T = TypeVar("T")
 log = logging.getLogger("capreward")
 
-SAMPLED_TOGETHER = 8
-"""Groups that a process samples in one batch, whose captions are scored while the next ones are sampled."""
+SAMPLED_TOGETHER = 64
+"""Rollouts that a process samples in one batch, at most, but for a larger group; scored while the next ones are sampled."""
 MAX_NORM = 1.0
 """Gradients longer than this are shortened to it."""
 BAD_IN_A_ROW = 3
@@ -99,10 +102,12 @@ class Trainer:
         *,
         held_out: Sequence[Item] = (),
     ) -> None:
+        on_gpu = torch.cuda.is_available()
         self.accelerator = accelerate.Accelerator(
-            mixed_precision="bf16" if torch.cuda.is_available() else "no",
+            cpu=not on_gpu,  # sampling wants float64, which other accelerators do not have
+            mixed_precision="bf16" if on_gpu else "no",
             # LLaVA's last vision layer, for one, is never used
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, gradient_as_bucket_view=True)],
         )
         world = self.accelerator.num_processes
         if not items:
@@ -113,12 +118,13 @@ class Trainer:
             raise InputError(f"kl: got {config.kl} with a policy that kept no reference; build it with reference=True")
         self.config, self.suite, self.items, self.held_out = config, suite, list(items), list(held_out)
         if config.gradient_checkpointing:
-            policy.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            _enable_checkpointing(policy.model)
+        self.sharded = self._prepare_sharding(policy)
         self.policy = policy.to(self.accelerator.device)
+        policy.move_reference(self.accelerator.device)
         trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=0.0)
+        optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=0.0, fused=on_gpu)
         self.wrapped, self.optimizer = self.accelerator.prepare(policy, optimizer)
-        self.sharded = self.accelerator.distributed_type is DistributedType.FSDP
         self.step = self.updates = self.skipped = self.bad_in_a_row = 0
         self.clock = metrics.Clock()
         self.log: metrics.Log | None = None
@@ -135,11 +141,7 @@ class Trainer:
             NonFiniteError: several updates in a row had a loss or gradient that is no finite number, or weights are lost.
         """
         config = self.config
-        found = checkpoint.latest(config.out / "checkpoints")
-        if found and not resume:
-            raise InputError(
-                f"out: {config.out} holds the checkpoint {found.name}; resume (--resume), or choose another folder"
-            )
+        found = checkpoint.to_resume(config.out, resume)
         state = self._restore(found) if found else {}
         if self.accelerator.is_main_process:
             self.log = metrics.Log(config.out, state.get("positions"), step=self.step)
@@ -163,12 +165,12 @@ class Trainer:
             bar.close()
             if self.log:
                 self.log.close()
-        self._evaluate_held_out("after")
         trained = config.out / "final"
         weights = get_model_state_dict(self.wrapped, options=WHOLE) if self.sharded else None
         if self.accelerator.is_main_process:
             self.policy.save(trained, weights)
         self.accelerator.wait_for_everyone()
+        self._evaluate_held_out("after")
         return trained
 
     def evaluate(self, items: Sequence[Item]) -> tuple[ScoreTable, list[Rollout]]:
@@ -185,8 +187,7 @@ class Trainer:
         padded = [*numbered, *islice(cycle(numbered), -len(numbered) % world)]
         rollouts: list[Rollout] = []
         mine = padded[rank::world]
-        for begin in range(0, len(mine), SAMPLED_TOGETHER):
-            part = mine[begin : begin + SAMPLED_TOGETHER]
+        for part in _parts(mine, SAMPLED_TOGETHER):
             uniforms = torch.stack([self._uniforms(2, n, size=1) for n, _ in part])
             _, completions = self._sample([item for _, item in part], uniforms)
             rollouts += [
@@ -195,20 +196,29 @@ class Trainer:
             ]
         by_id = {rollout.id: rollout for rollout in self._gathered(rollouts)}
         every = [by_id[str(n)] for n, _ in numbered]
-        table = [self.suite.score(every, progress=True)] if self.accelerator.is_main_process else [None]
-        broadcast_object_list(table)
-        scored = table[0]
-        assert scored is not None  # the main process has broadcast it
-        return scored, every
+        outcome: list[ScoreTable | Exception | None] = [None]
+        if self.accelerator.is_main_process:
+            try:
+                outcome = [self.suite.score(every)]
+            except Exception as error:  # noqa: BLE001  # the other processes wait, and have to hear of it
+                outcome = [error]
+        broadcast_object_list(outcome)
+        if not isinstance(outcome[0], ScoreTable):
+            raise outcome[0] or RuntimeError("nothing came from the main process")
+        return outcome[0], every
 
     def _train_step(self) -> dict[str, str]:
         """One batch: sample, score, update. Returns what the progress bar shows."""
         usage = [judge.usage.snapshot() for judge in self.suite.judges]
         groups, parts = self._rollouts()
-        with self.clock.phase("reference"):
-            self._run_reference(groups)
-        with self.clock.phase("score"):  # what is left of it
-            table = self._gathered_table([part.result() for part in parts])
+        try:
+            with self.clock.phase("reference"):
+                self._run_reference(groups)
+            with self.clock.phase("score"):  # what is left of it
+                table = self._gathered_table([part.result() for part in parts])
+        finally:
+            for part in parts:  # of no use any more, if something went wrong
+                part.cancel()
         try:
             self.suite.check_missing(table)
         except TooManyMissingError:
@@ -227,10 +237,9 @@ class Trainer:
         numbers |= {f"seconds/{phase}": value for phase, value in seconds.items()}
         numbers["tokens_per_second"] = numbers["tokens"] / sum(seconds.values())
         for judge, before in zip(self.suite.judges, usage, strict=True):
-            used = judge.usage.since(before)
-            numbers |= {
-                f"judge/{judge.name}/{key}": getattr(used, key) for key in ("calls", "hits", "failures", "money")
-            }
+            used = self._gathered([judge.usage.since(before)])
+            for key in ("calls", "hits", "failures", "money"):
+                numbers[f"judge/{judge.name}/{key}"] = sum(getattr(each, key) for each in used)
         if self.log:
             self.log.step(self.step, numbers, metrics.samples(table, groups[0].rollouts, advantages))
         means = {name: f"{numbers[f'{name}/value']:.2f}" for name in table.names}
@@ -243,8 +252,8 @@ class Trainer:
         batch = list(enumerate(self._batch(self.step)))[rank::world]
         groups: list[Group] = []
         parts: list[Future[ScoreTable]] = []
-        for begin in range(0, len(batch), SAMPLED_TOGETHER):
-            part = batch[begin : begin + SAMPLED_TOGETHER]
+        # Two parts at least, so that the first is scored while the second is sampled.
+        for part in _parts(batch, min(SAMPLED_TOGETHER // config.group_size, -(-len(batch) // 2))):
             with self.clock.phase("generate"):
                 uniforms = torch.stack([self._uniforms(1, self.step, n, size=config.group_size) for n, _ in part])
                 prompts, sampled = self._sample([item for _, item in part], uniforms)
@@ -325,7 +334,8 @@ class Trainer:
         sums = torch.zeros(4, dtype=torch.float64, device=self.accelerator.device)
         for group in groups:
             last = group is groups[-1]
-            with self.accelerator.no_sync(self.wrapped) if not last else nullcontext():
+            # FSDP would hold whole gradients until the last one
+            with self.accelerator.no_sync(self.wrapped) if not (last or self.sharded) else nullcontext():
                 logprobs, entropies = self.wrapped(self._logprobs, group)
                 group.old = logprobs.detach() if group.old is None else group.old
                 weights = token_weights(
@@ -367,7 +377,7 @@ class Trainer:
         if self.bad_in_a_row == BAD_IN_A_ROW:
             raise NonFiniteError(
                 f"step {self.step}: {BAD_IN_A_ROW} updates in a row were not finite (loss {loss:g}, gradient {norm:g}); "
-                "lower learning_rate, or look for broken images and infinite scores"
+                "resume with a lower learning_rate, or look for broken images"
             )
         return {
             "loss": loss,
@@ -392,6 +402,38 @@ class Trainer:
         """Random numbers for the tokens of some rollouts, (size, max_tokens), the same for the same key."""
         drawn = np.random.default_rng([self.config.seed, *key]).random((size, self.config.max_tokens))
         return torch.from_numpy(drawn)
+
+    def _items_hash(self) -> str:
+        """Of the ids, in their order: a run on others would draw different batches."""
+        return hashlib.sha256("\n".join(item.id for item in self.items).encode()).hexdigest()
+
+    def _prepare_sharding(self, policy: Policy) -> bool:
+        """Whether the model is spread over processes; sets what that needs.
+
+        Raises:
+            InputError: a way of spreading, or a model, that sampling in step does not work with.
+        """
+        kind = self.accelerator.distributed_type
+        if kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+            raise InputError(f"accelerate is set to {kind}; use DDP, or FSDP in its version 2")
+        if kind is not DistributedType.FSDP:
+            return False
+        plugin: Any = self.accelerator.state.fsdp_plugin
+        if plugin.fsdp_version != 2:
+            raise InputError("accelerate is set to FSDP in its version 1; use version 2 (--fsdp_version 2)")
+        try:
+            prefix.check(policy.model)
+        except ValueError as error:
+            raise InputError(f"FSDP: {error}") from None
+        if self.accelerator.mixed_precision == "bf16":
+            # accelerate's own choice would round the random numbers, log-probs and sums of gradients
+            plugin.mixed_precision_policy = MixedPrecisionPolicy(
+                param_dtype=torch.bfloat16,
+                reduce_dtype=torch.float32,
+                output_dtype=torch.float32,
+                cast_forward_inputs=False,
+            )
+        return True
 
     def _everybody(self, done: bool) -> bool:
         """Whether all processes are done."""
@@ -428,6 +470,7 @@ class Trainer:
                     "counters": {name: getattr(self, name) for name in COUNTERS},
                     "random": random_states,
                     "positions": self.log.positions(),
+                    "items": self._items_hash(),
                     "config": self.config.model_dump(mode="json"),
                 }
                 checkpoint.save(self.config.out / "checkpoints", self.step, state)
@@ -442,6 +485,8 @@ class Trainer:
                 f"{path}: was written with {name}={was.get(name)!r}, got {now[name]!r}; resume with the same settings "
                 f"(only {', '.join(MAY_CHANGE)} may change)"
             )
+        if state["items"] != self._items_hash():
+            raise InputError(f"{path}: was written with other items; resume with the same data")
         options = StateDictOptions(full_state_dict=True, strict=False)  # frozen weights are not in it
         set_model_state_dict(self.wrapped, state["model"], options=options)
         if state["optimizer"]:
@@ -456,5 +501,19 @@ class Trainer:
         return state
 
 
+def _parts(whole: list[T], size: int) -> Iterator[list[T]]:
+    """The list in pieces of a size, the last one shorter."""
+    for begin in range(0, len(whole), max(size, 1)):
+        yield whole[begin : begin + max(size, 1)]
+
+
+def _enable_checkpointing(model: Any) -> None:
+    """Newer transformers call it by another name and warn of the old one."""
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
 COUNTERS = ("step", "updates", "skipped", "bad_in_a_row")
-MAY_CHANGE = ("out", "steps", "save_every", "judge", "max_missing")
+MAY_CHANGE = ("out", "steps", "save_every", "judge", "max_missing", "learning_rate")

@@ -40,7 +40,7 @@ class Log:
         self._files = {}
         for name in FILES:
             file = (folder / name).open("ab")
-            file.truncate((positions or {}).get(name, 0))
+            file.truncate(min((positions or {}).get(name, 0), file.tell()))
             file.seek(0, os.SEEK_END)
             self._files[name] = file
         self._board = SummaryWriter(str(folder / "tensorboard"), flush_secs=10, purge_step=step + 1)
@@ -100,7 +100,7 @@ def of_table(table: ScoreTable) -> dict[str, float]:
     """Of each component: NAME/raw, value, missing, gated, varies (see `ScoreTable.diagnostics`), missing_REASON, and its share.
 
     NAME/advantage_share is ``mean |w_k z_k|`` over the sum of this over all components, z_k normalised as in GDPO: how much of
-    what the batch teaches comes from the component. In [0, 1]; all are 0 if no component varies.
+    what GDPO would teach comes from the component. In [0, 1]; all are 0 if no component varies.
     """
     metrics = {f"{name}/{key}": value for name, row in table.diagnostics().items() for key, value in row.items()}
     for name, counts in table.missing_by_reason().items():

@@ -63,14 +63,21 @@ class Policy(torch.nn.Module):
 
         On a GPU, a model that adapters are trained on is held in bfloat16. One that is trained as a whole is held in
         float32, since updates of usual size would round to nothing in bfloat16; it is run in bfloat16 all the same.
+
+        Raises:
+            InputError: no such model, or one of another kind.
         """
         import transformers
 
         half = lora_rank and torch.cuda.is_available()
-        model = transformers.AutoModelForImageTextToText.from_pretrained(
-            source, dtype=torch.bfloat16 if half else torch.float32, attn_implementation="sdpa"
-        )
-        processor = transformers.AutoProcessor.from_pretrained(source)  # type: ignore[no-untyped-call]
+        try:
+            model = transformers.AutoModelForImageTextToText.from_pretrained(
+                source, dtype=torch.bfloat16 if half else torch.float32, attn_implementation="sdpa"
+            )
+            processor = transformers.AutoProcessor.from_pretrained(source)  # type: ignore[no-untyped-call]
+        except (OSError, ValueError, ImportError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise InputError(f"model: {source} cannot be loaded as a vision-language model: {reason}") from error
         return cls(model, processor, lora_rank=lora_rank, **options)
 
     def forward(self, function: Callable[..., T], *args: Any, **options: Any) -> T:
@@ -123,11 +130,19 @@ class Policy(torch.nn.Module):
         with self._adapters[0].disable_adapter() if self._adapters else nullcontext():
             yield self._reference[0] if self._reference else self.model
 
-    def to(self, *args: Any, **options: Any) -> Policy:
-        """As in torch; the reference moves along."""
+    def move_reference(self, device: torch.device) -> None:
+        """The frozen copy is no part of this module, so that `to` leaves it where it is."""
         for reference in self._reference:
-            reference.to(*args, **options)
-        return super().to(*args, **options)
+            reference.to(device)
+
+    def tie_weights(self) -> None:
+        """Of the model: accelerate asks for it when it has moved the parameters."""
+        self.model.tie_weights()
+
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """The layers that FSDP's transformer-based wrapping spreads one by one; accelerate looks for them here."""
+        return list(self.model._no_split_modules or ())
 
     def save(self, folder: Path, state: Mapping[str, Any] | None = None) -> None:
         """Weights (of the adapters, where there are any) and processor, for `from_pretrained`.
@@ -167,4 +182,9 @@ def _with_adapters(model: Any, rank: int) -> Any:
 
 def _frozen_copy(model: Any) -> Any:
     copy = deepcopy(model).eval().requires_grad_(False)
-    return copy.bfloat16() if torch.cuda.is_available() else copy
+    if torch.cuda.is_available():
+        for (
+            parameter
+        ) in copy.parameters():  # not the buffers: rounded rotary frequencies would be those of another model
+            parameter.data = parameter.data.bfloat16()
+    return copy
