@@ -42,6 +42,23 @@ def test_every_model_and_paper_of_the_readme_has_a_recipe() -> None:
     assert {"caprl-qwen2.5-vl-3b", "rubicap-qwen2.5-vl-7b", "rubicap-qwen2-vl-2b", "shapes"} <= names
 
 
+class TestFind:
+    """A recipe by path or by name."""
+
+    @pytest.mark.parametrize("name", ["shapes", "shapes.yaml", "recipes/shapes.yaml", "caprl-qwen2.5-vl-3b"])
+    def test_by_name(self, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        assert recipe.find(Path(name)) == RECIPES / f"{Path(name).name.removesuffix('.yaml')}.yaml"
+
+    def test_a_file_of_ones_own_comes_first(self, tmp_path: Path) -> None:
+        own = tmp_path / "shapes.yaml"
+        own.touch()
+        assert recipe.find(own) == own
+
+    def test_neither(self) -> None:
+        assert recipe.find(Path("nothing.yaml")) == Path("nothing.yaml")
+
+
 class TestMakeItems:
     """Items of a file, of a dataset, of the drawn world."""
 
@@ -77,6 +94,17 @@ class TestMakeItems:
         assert asked == {"someone/captions": "validation"}
         assert [item.image for item in found] == [item.image for item in items]
 
+    def test_of_a_dataset_that_is_not_there(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def load_dataset(name: str, split: str) -> Any:
+            assert (name, split) == ("someone/captions", "train[:10]")
+            raise FileNotFoundError("Dataset 'someone/captions' doesn't exist\nmore")
+
+        monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+        with pytest.raises(
+            InputError, match=r"data: hf:someone/captions:train\[:10\] cannot be loaded: Dataset .* exist$"
+        ):
+            recipe.make_items(TrainConfig(**{**SETTINGS, "data": "hf:someone/captions:train[:10]"}))
+
 
 class TestMakeSuite:
     """The suite of the settings."""
@@ -89,6 +117,10 @@ class TestMakeSuite:
     def test_judge_does_not_take_what_it_does_not_know(self) -> None:
         with pytest.raises(InputError, match=r"judge: .*'colour'"):
             recipe.make_suite(TrainConfig(**{**SETTINGS, "judge": {"name": "lite", "colour": "red"}}))
+
+    def test_judge_of_the_drawn_world_has_no_options(self) -> None:
+        with pytest.raises(InputError, match=r"judge 'shapes': got cache, which this kind of judge does not have"):
+            recipe.make_suite(TrainConfig(**{**SETTINGS, "judge": {"name": "shapes", "cache": "a.sqlite"}}))
 
 
 class TestTrain:
@@ -103,7 +135,7 @@ class TestTrain:
 
     def run(self, out: Path, *more: str) -> int:
         changes = [part for setting in QUICK for part in ("--set", setting)]
-        return main(["train", str(RECIPES / "shapes.yaml"), "--out", str(out), *changes, *more])
+        return main(["train", str(RECIPES / "shapes.yaml"), "--set", f"out={out}", *changes, *more])
 
     def test_runs_the_drawn_world_end_to_end(self, start: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert self.run(start) == 0
@@ -132,6 +164,9 @@ class TestTrain:
             (("--set", "stepz=3"), "stepz: got 3; there is no such setting; expected one of model, data"),
             (("--set", "loss=ppo"), "loss: got 'ppo'"),
             (("--set", "weights={colour: 1}"), "got component 'colour'"),
+            (("--set", "model=no/where"), "model: no/where cannot be loaded as a vision-language model"),
+            (("--set", "seed=-1"), "seed: got -1"),
+            (("--set", "out=/dev/null/run"), "/dev/null is a file; expected a folder"),
         ],
     )
     def test_says_what_is_wrong(
@@ -139,6 +174,16 @@ class TestTrain:
     ) -> None:
         assert self.run(start, *more) == 2
         assert message in capsys.readouterr().err
+
+    def test_interrupted(
+        self, start: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def interrupted(_: TrainConfig) -> Any:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(recipe, "make_trainer", interrupted)
+        assert self.run(start) == 130
+        assert "--resume" in capsys.readouterr().err
 
     def test_trains_a_model_of_a_folder_on_a_file(self, tmp_path: Path) -> None:
         model, processor = llava()

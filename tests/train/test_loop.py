@@ -458,7 +458,7 @@ class TestResume:
     @pytest.mark.parametrize(
         ("changed", "said"),
         [
-            ({"learning_rate": 0.5}, "written with learning_rate=0.001, got 0.5"),
+            ({"max_tokens": 9}, "written with max_tokens=8, got 9"),
             ({"clip": (0.1, 0.28)}, r"written with clip=\[0.2, 0.28\], got \[0.1, 0.28\]"),
             ({"weights": {"long": 1.0}}, "written with weights={}, got {'long': 1.0}"),
             ({"seed": 1, "group_size": 8}, "written with group_size=4, got 8"),
@@ -472,6 +472,11 @@ class TestResume:
             InputError, match=rf"step-00000000: was {said}; resume with the same settings \(only .*steps"
         ):
             runs.trainer(tmp_path, steps=1, **changed).train(resume=True)
+
+    def test_refuses_other_items(self, tmp_path: Path) -> None:
+        runs.trainer(tmp_path, steps=1).train()
+        with pytest.raises(InputError, match=r"was written with other items"):
+            runs.trainer(tmp_path, steps=2, on=runs.items(3)).train(resume=True)
 
     def test_takes_more_steps_and_another_judge(self, tmp_path: Path) -> None:
         runs.trainer(tmp_path, steps=1).train()

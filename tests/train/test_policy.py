@@ -141,11 +141,32 @@ class TestReference:
             assert not any(parameter.requires_grad for parameter in reference.parameters())
             assert not reference.training
 
-    def test_moves_along(self) -> None:
-        made = policy(reference=True)
-        assert made.to(torch.float64) is made
+    def test_moves_when_told_to(self) -> None:
+        made = policy(reference=True).to("meta")
         with made.reference_model() as reference:
-            assert reference.dtype == torch.float64
+            assert reference.device.type == "cpu"
+        made.move_reference(torch.device("meta"))
+        with made.reference_model() as reference:
+            assert reference.device.type == "meta"
+
+    def test_on_a_gpu_only_its_weights_are_rounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        made = policy(reference=True)
+        with made.reference_model() as reference:
+            assert {parameter.dtype for parameter in reference.parameters()} == {torch.bfloat16}
+            frequencies = [value for name, value in reference.named_buffers() if name.endswith("inv_freq")]
+            assert frequencies
+            assert all(value.dtype == torch.float32 for value in frequencies)
+        assert {parameter.dtype for parameter in made.parameters()} == {torch.float32}
+
+    def test_what_is_tied_can_be_tied_again(self) -> None:
+        made = policy()
+        made.model.config.get_text_config().tie_word_embeddings = made.model.config.tie_word_embeddings = True
+        made.tie_weights()
+        assert made.model.get_output_embeddings().weight is made.model.get_input_embeddings().weight
+
+    def test_layers_that_sharding_spreads_one_by_one(self) -> None:
+        assert "LlamaDecoderLayer" in policy()._no_split_modules
 
     def test_a_frozen_part_stays_frozen(self) -> None:
         model, processor = tiny.llava()

@@ -66,26 +66,30 @@ def generate(
     forbidden = torch.tensor(unspeakable, dtype=torch.long, device=model.device)
     uniforms = uniforms.to(model.device)
     hidden = group.last
+    finite = torch.ones((), dtype=torch.bool, device=model.device)
+    patience = 1 if model.device.type == "cpu" else 8  # a GPU that is asked whether all have ended has to be waited for
     for t in range(T):
         logits = model.get_output_embeddings()(hidden).float() / temperature
-        drawn = _draw(logits.index_fill(-1, forbidden, -torch.inf), uniforms[:, :, t])
+        drawn, total = _draw(logits.index_fill(-1, forbidden, -torch.inf), uniforms[:, :, t])
+        finite &= total.isfinite().all()
         tokens[:, :, t] = torch.where(done, end, drawn)
         done |= torch.isin(drawn, stops)
-        if t + 1 == T or all_done(bool(done.all())):
+        if t + 1 == T or ((t + 1) % patience == 0 and all_done(bool(done.all()))):
             break
         hidden = group.advance(tokens[:, :, t])
-    return [[_cut(row, ends) for row in rows] for rows in tokens.tolist()]
-
-
-def _draw(logits: Tensor, uniforms: Tensor) -> Tensor:
-    """The token at which the cumulated probability passes the uniform number, (N, G)."""
-    cumulated = logits.softmax(-1).double().cumsum(-1)
-    if not cumulated[..., -1].isfinite().all():
+    if not finite:
         raise NonFiniteError(
             "the model's logits are no finite numbers, so weights of it are lost; start again with a lower learning_rate"
         )
+    return [[_cut(row, ends) for row in rows] for rows in tokens.tolist()]
+
+
+def _draw(logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """The token at which the cumulated probability passes the uniform number, and the whole probability, (N, G) both."""
+    cumulated = logits.softmax(-1).double().cumsum(-1)
     passed = uniforms[..., None] * cumulated[..., -1:]
-    return torch.searchsorted(cumulated, passed, right=True)[..., 0]
+    drawn = torch.searchsorted(cumulated, passed, right=True)[..., 0]
+    return drawn.clamp(max=logits.shape[-1] - 1), cumulated[..., -1]  # beyond the last where probabilities are NaN
 
 
 def _cut(tokens: list[int], ends: set[int]) -> list[int]:
@@ -111,7 +115,11 @@ class _Group:
         self.last = torch.stack([each.last for each in prefilled])[:, None].expand(-1, G, -1)
         """What predicts the next token of each rollout, (N, G, H)."""
         layers = zip(*(each.past for each in prefilled), strict=True)
-        self.prompts = [_stacked(layer, P) for layer in layers]
+        self.prompts: prefix.Past = [_stacked(layer, P) for layer in layers]
+        kind = model.device.type
+        if torch.is_autocast_enabled(kind):  # else it would cast all of them again for every token
+            dtype = torch.get_autocast_dtype(kind)
+            self.prompts = [(keys.to(dtype), values.to(dtype)) for keys, values in self.prompts]
         # Room for all that will come: to join a new token to what is there would copy it, which took half of the time.
         self.own = [
             tuple(part.new_empty(len(prompts) * G, part.shape[1], T, part.shape[3]) for part in layer)
@@ -192,7 +200,7 @@ def _repeated(
         """Leaves a choice of one token for each rollout."""
         logits = logits.float() / temperature
         logits[:, list(unspeakable)] = -torch.inf
-        drawn = _draw(logits, uniforms[:, so_far.shape[1] - tokens.shape[1]])
+        drawn, _ = _draw(logits, uniforms[:, so_far.shape[1] - tokens.shape[1]])
         return torch.full_like(logits, -torch.inf).scatter(-1, drawn[:, None], 0.0)
 
     # What the model likes to sample with, such as a penalty on repetitions, would not be the distribution that is trained.
