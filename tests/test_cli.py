@@ -265,7 +265,8 @@ class TestErrors:
         ("arguments", "said"),
         [
             ([], "the following arguments are required: COMMAND"),
-            (["train"], "invalid choice: 'train'"),
+            (["fly"], "invalid choice: 'fly'"),
+            (["train"], "the following arguments are required: recipe"),
             (["score"], "the following arguments are required: file"),
             (["score", "captions.jsonl", "--suite", "best"], "invalid choice: 'best'"),
             (["score", "captions.jsonl", "--max-length", "ten"], "invalid int value: 'ten'"),
@@ -291,7 +292,7 @@ class TestErrors:
         def disk_is_full(*_: Any, **__: Any) -> str:
             raise OSError("no space left on device")
 
-        monkeypatch.setattr("capreward.cli.json.dumps", disk_is_full)
+        monkeypatch.setattr("capreward.data.json.dumps", disk_is_full)
         with pytest.raises(OSError, match="no space left"):
             run("score", tmp_path / "captions.jsonl", "--out", folder)
         assert (folder / "scores.jsonl").read_bytes() == old

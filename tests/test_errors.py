@@ -19,6 +19,7 @@ from capreward.errors import CaprewardError, MissingExtraError, missing_extra
         (errors.ComponentError, RuntimeError),
         (errors.TooManyMissingError, RuntimeError),
         (errors.MissingExtraError, ImportError),
+        (errors.NonFiniteError, ArithmeticError),
     ],
 )
 def test_inherits_ours_and_the_builtin(error: type[Exception], resembles: type[Exception]) -> None:
@@ -28,7 +29,7 @@ def test_inherits_ours_and_the_builtin(error: type[Exception], resembles: type[E
 
 def test_all_errors_are_covered_above() -> None:
     children = {error.__name__ for error in CaprewardError.__subclasses__()}
-    assert children == {"InputError", "ComponentError", "TooManyMissingError", "MissingExtraError"}
+    assert children == {"InputError", "ComponentError", "TooManyMissingError", "MissingExtraError", "NonFiniteError"}
 
 
 def test_missing_extra_names_feature_package_and_extra() -> None:
