@@ -6,13 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from capreward import Item, read_items, read_rollouts
-from capreward.data import replacing, write_rows
+from capreward import Criterion, Item, read_items, read_rollouts
+from capreward.data import items_of, replacing, write_rows
 from capreward.errors import InputError
 
 Write = Callable[..., Path]
@@ -167,6 +168,54 @@ class TestImages:
     @pytest.mark.parametrize("image", [{"bytes": b"\x00\xff", "path": None}, {"bytes": b"\x00\xff", "path": "cup.png"}])
     def test_undecoded_ones_of_a_dataset(self, image: dict[str, Any]) -> None:
         assert read_rollouts([{"id": "a", "image": image, "caption": "one"}])[0].item.image == b"\x00\xff"
+
+
+class TestItemsOf:
+    """A trainer's batch: rows that repeat their item and hold other things besides."""
+
+    def test_rows_that_say_the_same_share_an_item(self) -> None:
+        rows = [{"id": "a", "references": ["A cup."], "prompt": n} for n in range(3)]
+        first, *others = items_of([*rows, {"id": "b"}])
+        assert first == Item(id="a", references=("A cup.",))
+        assert others[0] is others[1] is first
+        assert others[2] == Item(id="b")
+
+    def test_an_id_is_made_of_the_fields(self) -> None:
+        a, again, b = items_of([{"references": ["A cup."]}, {"references": ["A cup."]}, {"references": ["A dog."]}])
+        assert a is again
+        assert a.id != b.id
+        assert items_of([{"references": ["A dog."]}])[0].id == b.id  # in every batch the same
+
+    def test_columns_of_other_names(self) -> None:
+        (item,) = items_of([{"file": "x", "text": ["A cup."]}], columns={"id": "file", "references": "text"})
+        assert item == Item(id="x", references=("A cup.",))
+        with pytest.raises(InputError, match=r"row 0: no column 'txt'; there are \['text'\]"):
+            items_of([{"text": ["A cup."]}], columns={"references": "txt"})
+
+    @pytest.mark.parametrize("columns", [{}, {"images": None}, {"images": []}])
+    def test_no_image(self, columns: dict[str, Any]) -> None:
+        assert items_of([{"id": "a", **columns}])[0].image is None
+
+    def test_images_decoded_by_the_dataset(self) -> None:
+        pictures = [Image.new("RGB", (2, 2), colour) for colour in ("red", "red", "blue")]
+        red, also_red, blue = items_of([{"images": [picture]} for picture in pictures])
+        assert red is also_red
+        assert red.id != blue.id
+        with Image.open(io.BytesIO(red.image)) as image:
+            assert image.getpixel((0, 0)) == (255, 0, 0)
+
+    def test_two_images_are_one_too_many(self) -> None:
+        with pytest.raises(InputError, match=r"row 1: images: got 2, expected one; name its column with columns="):
+            items_of([{"images": [b"1"]}, {"images": [b"1", b"2"]}])
+
+    def test_what_arrow_and_numpy_make_of_a_row(self) -> None:
+        row = {"id": "a", "rubric": np.array([{"text": "Names the cup.", "weight": None}], object), "facts": None}
+        (item,) = items_of([{**row, "references": np.array(["A cup."], object)}])
+        assert item == Item(id="a", references=("A cup.",), rubric=(Criterion(text="Names the cup."),))
+
+    def test_an_unusable_field_names_the_row(self) -> None:
+        with pytest.raises(InputError, match=r"row 1: Item 'b': references"):
+            items_of([{"id": "a"}, {"id": "b", "references": [3]}])
 
 
 class TestTables:

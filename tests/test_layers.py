@@ -33,7 +33,7 @@ LAYERS = [
     {"train.rollout"},
     {"train.loop"},
     {"train"},
-    {"recipe"},
+    {"recipe", "adapters", "adapters.trl", "adapters.verl", "adapters.swift", "adapters.server", "adapters.client"},
     {"report", "testing"},
     {"cli"},
 ]  # fmt: skip
