@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from capreward import Component, Item, Missing, Rollout, Score
+from capreward import Component, Item, Missing, RewardSuite, Rollout, Score, ScoreTable
 from capreward.judges import Task
 from capreward.judges.fake import FunctionJudge
 
@@ -68,3 +68,17 @@ def _verdict(verdict: Any, rollout: Rollout, why: str = "") -> Any:
         raise verdict
     given = verdict(rollout) if callable(verdict) else verdict
     return Score(given, why) if isinstance(given, float) else given
+
+
+def table_of(scores: dict[str, list[Any]], weights: Any = None, **options: Any) -> tuple[ScoreTable, list[Rollout]]:
+    """Two groups of two, scored as given."""
+    rollouts = [
+        Rollout(item=Item(id=group), caption=f"caption {n}", id=f"{group}#{n}", group=group)
+        for group in ("x", "y")
+        for n in range(2)
+    ]
+    place = {rollout.id: n for n, rollout in enumerate(rollouts)}
+    components = {
+        name: FakeComponent(lambda rollout, column=column: column[place[rollout.id]]) for name, column in scores.items()
+    }
+    return RewardSuite(components, weights=weights, **options).score(rollouts), rollouts

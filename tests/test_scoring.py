@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
-from fakes import FakeComponent, FakeGate, rollouts
+from fakes import FakeComponent, FakeGate, rollouts, table_of
 from hypothesis import given, strategies as st
 
 from capreward import (
@@ -148,6 +149,41 @@ class TestScoreTable:
         np.testing.assert_array_equal(frame["value.b"], table.values[:, 1])
         np.testing.assert_array_equal(frame["total"], table.total())
         assert frame["why.b"].tolist() == [table.why(row, 1) for row in range(4)]
+
+
+class TestMetrics:
+    def test_by_hand(self) -> None:
+        table, _ = table_of({"a": [1.0, 0.0, 0.5, 0.5], "b": [0.25, 0.75, DOWN, 0.5]}, weights={"b": 2})
+        numbers = table.metrics()
+        assert numbers["a/raw"] == numbers["a/value"] == numbers["b/value"] == 0.5
+        assert (numbers["a/missing"], numbers["b/missing"], numbers["b/missing_server"]) == (0, 0.25, 0.25)
+        assert "a/missing_server" not in numbers
+        assert (numbers["a/varies"], numbers["b/varies"]) == (0.5, 0.5)
+        # each varies in one group of two, by 1 and 0.5: normalised, both by 1/sqrt 2, but that b counts twice
+        assert numbers["a/advantage_share"] == pytest.approx(1 / 3, abs=1e-3)
+        assert numbers["b/advantage_share"] == pytest.approx(2 / 3, abs=1e-3)
+        assert numbers["total"] == pytest.approx(np.mean([1.5 / 3, 1.5 / 3, 0.5, 1.5 / 3]))
+
+    def test_gates(self) -> None:
+        table, _ = table_of({"a": [1.0, 0.5, 0.5, 0.5]}, gates=[FakeGate("a", lambda r: 0.0 if r.id == "x#0" else 1.0)])
+        numbers = table.metrics()
+        assert numbers["a/gated"] == 0.25
+        assert numbers["a/value"] == 0.375
+        assert numbers["a/advantage_share"] == 1
+
+    def test_nothing_varies(self) -> None:
+        numbers = table_of({"a": [1.0] * 4, "b": [0.5] * 4})[0].metrics()
+        assert numbers["a/advantage_share"] == numbers["b/advantage_share"] == 0
+
+    def test_nothing_is_there(self) -> None:
+        numbers = table_of({"a": [DOWN] * 4})[0].metrics()
+        assert math.isnan(numbers["total"])
+        assert math.isnan(numbers["a/value"])
+        assert numbers["a/advantage_share"] == 0
+
+    def test_a_weight_of_0_has_no_share(self) -> None:
+        numbers = table_of({"a": [1.0, 0.0, 1.0, 0.0], "b": [1.0, 0.0, 1.0, 0.0]}, weights={"b": 0})[0].metrics()
+        assert (numbers["a/advantage_share"], numbers["b/advantage_share"]) == (1, 0)
 
 
 class TestToRows:

@@ -242,6 +242,26 @@ class ScoreTable:
             }
         return result
 
+    def metrics(self) -> dict[str, float]:
+        """What a trainer logs of a batch, flat.
+
+        Returns:
+            Of each component NAME/raw, value, missing, gated and varies (see `diagnostics`), and NAME/missing_REASON for the
+            reasons that occur. NAME/advantage_share: ``mean |w_k z_k|`` over the sum of this over all components, z_k normalised
+            as in GDPO: how much of what GDPO would teach comes from the component, in [0, 1]; all are 0 if none varies.
+            `total`, the mean of `total()`. NaN where there is nothing to take a mean of.
+        """
+        result = {f"{name}/{key}": value for name, row in self.diagnostics().items() for key, value in row.items()}
+        for name, counts in self.missing_by_reason().items():
+            result |= {f"{name}/missing_{reason}": count / len(self) for reason, count in counts.items()}
+        taught = [
+            weight * float(np.abs(advantage.gdpo(column[:, None], self.groups, whiten=False)).mean())
+            for weight, column in zip(self.weights, self.values.T, strict=True)
+        ]
+        for name, part in zip(self.names, taught, strict=True):
+            result[f"{name}/advantage_share"] = part / (sum(taught) or 1.0)
+        return {**result, "total": _mean(self.total())}
+
     def to_pandas(self) -> pd.DataFrame:
         """One row a rollout: id, group, `raw.NAME`, `value.NAME` and `why.NAME` of each component, and the total."""
         try:

@@ -6,16 +6,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import runs
-from fakes import FakeComponent, FakeGate
+from fakes import table_of
 
-from capreward import Item, Missing, Reason, RewardSuite, Rollout, Score, ScoreTable
+from capreward import Score
 from capreward.errors import MissingExtraError
-from capreward.train.metrics import Clock, Log, of_table, samples
-
-DOWN = Missing(Reason.SERVER, "server is down")
+from capreward.train.metrics import Clock, Log, samples
 
 
 def log_of(folder: Path, steps: range, positions: Any = None) -> Log:
@@ -99,55 +96,6 @@ class TestClock:
         with pytest.raises(ValueError, match="no"), clock.phase("a"):
             raise ValueError("no")
         assert "a" in clock.read()
-
-
-def table_of(scores: dict[str, list[Any]], weights: Any = None, **options: Any) -> tuple[ScoreTable, list[Rollout]]:
-    """Two groups of two, scored as given."""
-    rollouts = [
-        Rollout(item=Item(id=group), caption=f"caption {n}", id=f"{group}#{n}", group=group)
-        for group in ("x", "y")
-        for n in range(2)
-    ]
-    place = {rollout.id: n for n, rollout in enumerate(rollouts)}
-    components = {
-        name: FakeComponent(lambda rollout, column=column: column[place[rollout.id]]) for name, column in scores.items()
-    }
-    return RewardSuite(components, weights=weights, **options).score(rollouts), rollouts
-
-
-class TestOfTable:
-    def test_by_hand(self) -> None:
-        table, _ = table_of({"a": [1.0, 0.0, 0.5, 0.5], "b": [0.25, 0.75, DOWN, 0.5]}, weights={"b": 2})
-        numbers = of_table(table)
-        assert numbers["a/raw"] == numbers["a/value"] == numbers["b/value"] == 0.5
-        assert (numbers["a/missing"], numbers["b/missing"], numbers["b/missing_server"]) == (0, 0.25, 0.25)
-        assert "a/missing_server" not in numbers
-        assert (numbers["a/varies"], numbers["b/varies"]) == (0.5, 0.5)
-        # each varies in one group of two, by 1 and 0.5: normalised, both by 1/sqrt 2, but that b counts twice
-        assert numbers["a/advantage_share"] == pytest.approx(1 / 3, abs=1e-3)
-        assert numbers["b/advantage_share"] == pytest.approx(2 / 3, abs=1e-3)
-        assert numbers["total"] == pytest.approx(np.mean([1.5 / 3, 1.5 / 3, 0.5, 1.5 / 3]))
-
-    def test_gates(self) -> None:
-        table, _ = table_of({"a": [1.0, 0.5, 0.5, 0.5]}, gates=[FakeGate("a", lambda r: 0.0 if r.id == "x#0" else 1.0)])
-        numbers = of_table(table)
-        assert numbers["a/gated"] == 0.25
-        assert numbers["a/value"] == 0.375
-        assert numbers["a/advantage_share"] == 1
-
-    def test_nothing_varies(self) -> None:
-        numbers = of_table(table_of({"a": [1.0] * 4, "b": [0.5] * 4})[0])
-        assert numbers["a/advantage_share"] == numbers["b/advantage_share"] == 0
-
-    def test_nothing_is_there(self) -> None:
-        numbers = of_table(table_of({"a": [DOWN] * 4})[0])
-        assert math.isnan(numbers["total"])
-        assert math.isnan(numbers["a/value"])
-        assert numbers["a/advantage_share"] == 0
-
-    def test_a_weight_of_0_has_no_share(self) -> None:
-        numbers = of_table(table_of({"a": [1.0, 0.0, 1.0, 0.0], "b": [1.0, 0.0, 1.0, 0.0]}, weights={"b": 0})[0])
-        assert (numbers["a/advantage_share"], numbers["b/advantage_share"]) == (1, 0)
 
 
 def test_samples_are_the_best_and_the_worst() -> None:

@@ -233,7 +233,7 @@ class Trainer:
             of_update = self._update(groups)
         self.step += 1
         seconds = self.clock.read()
-        numbers = metrics.of_table(table) | of_update
+        numbers = table.metrics() | of_update
         numbers |= {f"seconds/{phase}": value for phase, value in seconds.items()}
         numbers["tokens_per_second"] = numbers["tokens"] / sum(seconds.values())
         for judge, before in zip(self.suite.judges, usage, strict=True):

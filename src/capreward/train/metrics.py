@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from capreward import advantage
 from capreward.errors import missing_extra
 from capreward.records import Rollout
 from capreward.scoring import ScoreTable
@@ -94,25 +93,6 @@ class Clock:
         """Seconds by phase, which start from 0 again."""
         seconds, self._seconds = self._seconds, {}
         return seconds
-
-
-def of_table(table: ScoreTable) -> dict[str, float]:
-    """Of each component: NAME/raw, value, missing, gated, varies (see `ScoreTable.diagnostics`), missing_REASON, and its share.
-
-    NAME/advantage_share is ``mean |w_k z_k|`` over the sum of this over all components, z_k normalised as in GDPO: how much of
-    what GDPO would teach comes from the component. In [0, 1]; all are 0 if no component varies.
-    """
-    metrics = {f"{name}/{key}": value for name, row in table.diagnostics().items() for key, value in row.items()}
-    for name, counts in table.missing_by_reason().items():
-        metrics |= {f"{name}/missing_{reason}": count / len(table) for reason, count in counts.items()}
-    taught = [
-        weight * float(np.abs(advantage.gdpo(column[:, None], table.groups, whiten=False)).mean())
-        for weight, column in zip(table.weights, table.values.T, strict=True)
-    ]
-    for name, part in zip(table.names, taught, strict=True):
-        metrics[f"{name}/advantage_share"] = part / (sum(taught) or 1.0)
-    total = table.total()
-    return {**metrics, "total": float(np.nanmean(total)) if not np.isnan(total).all() else float("nan")}
 
 
 def samples(table: ScoreTable, rollouts: Sequence[Rollout], advantages: NDArray[np.float64]) -> list[dict[str, Any]]:
