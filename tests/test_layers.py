@@ -34,6 +34,7 @@ LAYERS = [
     {"train.loop"},
     {"train"},
     {"recipe", "adapters", "adapters.trl", "adapters.verl", "adapters.swift", "adapters.server", "adapters.client"},
+    {"adapters.verl_plugin"},
     {"report", "testing"},
     {"cli"},
 ]  # fmt: skip
@@ -58,9 +59,12 @@ HOMES = {
     "sentence_transformers": {"judges.lite"},
     "tensorboardX": {"train.metrics"},
     "tqdm": {"progress", "train.loop"},
-    "torch": {"prefix", "processing", "judges.local", "judges.encode", "judges.vllm", "shapes.model", "recipe", *TRAIN},
+    "torch": {"prefix", "processing", "judges.local", "judges.encode", "judges.vllm", "shapes.model", "recipe", *TRAIN}
+    | {"adapters.verl_plugin"},
     "tokenizers": {"shapes.model"},
+    "transfer_queue": {"adapters.verl_plugin"},
     "transformers": {"judges.lite", "judges.local", "prefix", "train.policy", "train.rollout", "shapes.model"},
+    "verl": {"adapters.verl_plugin"},
     "vllm": {"judges.vllm"},
     "yaml": {"train.config"},
 }
@@ -127,7 +131,7 @@ def test_optional_packages_stay_at_home(name: str) -> None:
     assert foreign == {package for package, homes in HOMES.items() if name in homes}
 
 
-@pytest.mark.parametrize("name", sorted(set(MODULES) - {"prefix"} - TRAIN))
+@pytest.mark.parametrize("name", sorted(set(MODULES) - {"prefix", "adapters.verl_plugin"} - TRAIN))
 def test_optional_packages_wait_until_they_are_needed(name: str) -> None:
     early = {module.partition(".")[0] for module in imports_when_loaded(MODULES[name])}
     assert early & set(HOMES) == set()

@@ -1,0 +1,151 @@
+"""A suite as the reward of verl 0.9: the function that verl's reward loop calls, and the settings that name it.
+
+verl calls the function once a rollout and keeps what it returns; `capreward.adapters.verl_plugin` makes the advantages of that
+in verl's trainer. This module imports nothing of verl. docs/verl.md has the whole of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from capreward.data import items_of
+from capreward.errors import ComponentError, InputError
+from capreward.records import Rollout
+from capreward.suite import RewardSuite, start
+
+PLUGIN = "capreward.adapters.verl_plugin"
+"""What the environment variable VERL_USE_EXTERNAL_MODULES has to name in every process of verl."""
+OWN = ("score", "missing", "why_missing")
+TAKEN = {*OWN, "acc", "pred", "reward", "uid", "index", "data_source", "reward_model", "extra_info", "raw_prompt"}
+"""Keys beside the components', ours and verl's: no component may be called so."""
+
+log = logging.getLogger("capreward")
+
+
+def score_function(
+    make_suite: Callable[[], RewardSuite], *, columns: Mapping[str, str] | None = None
+) -> Callable[..., Awaitable[dict[str, Any]]]:
+    """The function for verl's `reward.custom_reward_function`, to be kept in a file of your own.
+
+    Its `extra_info`, a column of verl's dataset, holds the fields of `Item`; other keys are left alone.
+    It returns, of one rollout:
+
+    - `score`: `ScoreTable.total`, in [0, 1]; 0.0 where nothing could be scored, since verl needs a number. For reading:
+      the advantages are made of the components.
+    - each component by its name: its value after the gates; None where it is missing.
+    - `raw.NAME` of each component that has a gate: its score before the gates, None where there is none.
+    - `missing`: how many components have no value, and `why_missing`: which and why, or "".
+
+    A component that raises makes the rollout's scores missing, with a line in the log; until something has been scored in
+    this process it raises ComponentError, since then the mistake is in the set-up.
+
+    Args:
+        make_suite: called once a process, at the first rollout: verl scores in several processes, each with its own judges. The
+            suite's `max_missing` is not looked at, since each call sees one rollout.
+        columns: field of `Item` -> key of `extra_info`, where they differ. When given, exactly these keys are read.
+
+    The function raises InputError for an `extra_info` that is no item, for a component called like one of `TAKEN`, and inside a
+    verl that was not told of the plugin.
+
+    >>> compute_score = score_function(make_suite)     # doctest: +SKIP
+    """
+    suite: RewardSuite | None = None
+    worked = False
+
+    async def compute_score(
+        *, solution_str: str, extra_info: Mapping[str, Any] | None = None, **_: Any
+    ) -> dict[str, Any]:
+        nonlocal suite, worked
+        if suite is None:
+            if "verl" in sys.modules and PLUGIN not in sys.modules:
+                raise InputError(
+                    f"verl's own GDPO takes no missing scores: got a verl without {PLUGIN}, expected its name in the environment "
+                    "variable VERL_USE_EXTERNAL_MODULES; start verl with the settings that `capreward verl-overrides` prints"
+                )
+            made = make_suite()
+            _check_names(made)
+            suite = made
+        rollout = Rollout(item=items_of([extra_info or {}], columns=columns)[0], caption=solution_str)
+        gated = {gate.target for gate in suite.gates}
+        try:
+            # in capreward's own loop, where the judges' connections live; verl may call from several
+            table = await asyncio.wrap_future(start(suite.ascore([rollout], part=True)))
+        except ComponentError as error:
+            if not worked:
+                raise
+            log.warning("item %r: not scored: %s", rollout.item.id, error)
+            nothing = dict.fromkeys([*suite.names, *(f"raw.{name}" for name in suite.names if name in gated)])
+            return {"score": 0.0, **nothing, "missing": len(suite.names), "why_missing": str(error)}
+        total, values, raw = _or_none(table.total()[0]), table.values[0], table.raw[0]
+        missing = {k for _, k in table.missing}
+        if len(missing) < len(suite.names):
+            worked = True
+        why = "; ".join(f"{name}: {table.why(0, k)}" for k, name in enumerate(suite.names) if k in missing)
+        if total is None:
+            log.warning("item %r: no score: %s", rollout.item.id, why)
+        return {
+            "score": total or 0.0,
+            **{name: _or_none(value) for name, value in zip(suite.names, values, strict=True)},
+            **{f"raw.{name}": _or_none(raw[k]) for k, name in enumerate(suite.names) if name in gated},
+            "missing": len(missing),
+            "why_missing": why,
+        }
+
+    compute_score.make_suite = make_suite  # type: ignore[attr-defined]  # for `capreward verl-overrides`
+    return compute_score
+
+
+def verl_overrides(
+    suite: RewardSuite, *, path: str | Path, name: str = "compute_score", v1: bool = True, mode: str = "sync"
+) -> list[str]:
+    """The settings of verl's command line for a suite, such as ``algorithm.adv_estimator=gdpo``.
+
+    Args:
+        suite: its components and their weights are named in the settings.
+        path: of the file that holds the score function.
+        name: of the score function in it.
+        v1: for verl's default trainer; False for the one before it (`trainer.use_v1=false`).
+        mode: of the default trainer: "sync", "colocate_async" or "separate_async".
+
+    Raises:
+        InputError: a component called as something that verl has, or an unknown mode.
+    """
+    if mode not in MODES:
+        raise InputError(f"mode: got {mode!r}, expected one of {list(MODES)}")
+    _check_names(suite)
+    keys = ",".join(_quoted(name) for name in suite.names)
+    weights = ",".join(str(float(weight)) for weight in suite.weights)
+    return [
+        f"reward.custom_reward_function.path={_quoted(str(Path(path).absolute()))}",
+        f"reward.custom_reward_function.name={name}",
+        "reward.reward_manager.name=gdpo",
+        "algorithm.adv_estimator=gdpo",
+        f"+algorithm.gdpo_reward_keys=[{keys}]",
+        f"+algorithm.gdpo_reward_weights=[{weights}]",
+        f"+ray_kwargs.ray_init.runtime_env.env_vars.VERL_USE_EXTERNAL_MODULES={PLUGIN}",
+        *(("trainer.use_v1=true", f"trainer.v1.trainer_mode=capreward_{mode}") if v1 else ("trainer.use_v1=false",)),
+    ]
+
+
+MODES = ("sync", "colocate_async", "separate_async")
+
+
+def _check_names(suite: RewardSuite) -> None:
+    if taken := sorted(TAKEN & set(suite.names)):
+        raise InputError(f"component {taken[0]!r}: verl has that name already; expected none of {sorted(TAKEN)}")
+
+
+def _or_none(value: float) -> float | None:
+    """None, and not NaN, since verl's validation metrics leave None out of their means."""
+    return None if math.isnan(value) else float(value)
+
+
+def _quoted(text: str) -> str:
+    """In Hydra's grammar."""
+    return "'" + text.replace("'", r"\'") + "'"
