@@ -17,7 +17,7 @@ test: .venv/.dev .venv-verl/.done
 
 # In verl's environment; the settings of pytest are those of the other tests, but for conftest.py, which needs more packages.
 test-verl: .venv-verl/.done
-	PYTHONPATH=src .venv-verl/bin/python -m pytest --confcutdir=tests/in_verl tests/in_verl
+	PYTHONPATH=$(CURDIR)/src .venv-verl/bin/python -m pytest --confcutdir=tests/in_verl tests/in_verl
 
 test-vllm: .venv/.dev .venv-vllm/.done
 	.venv/bin/pytest -m vllm
@@ -47,9 +47,10 @@ bench: .venv/.dev .venv-verl/.done
 	touch $@ .venv/.demo
 
 # verl wants an older transformers than TRL, so it lives apart; only tests and benchmarks use it.
-.venv-verl/.done: tests/parity/verl-requirements.txt
+.venv-verl/.done: tests/parity/verl-requirements.txt tests/in_verl/swift-requirements.txt
 	$(PYTHON) -m venv .venv-verl
 	.venv-verl/bin/pip install --quiet -r tests/parity/verl-requirements.txt
+	.venv-verl/bin/pip install --quiet --no-deps -r tests/in_verl/swift-requirements.txt
 	touch $@
 
 .venv-vllm/.done: tests/engines/vllm-requirements.txt

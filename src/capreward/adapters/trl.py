@@ -7,21 +7,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import numpy as np
 
-from capreward.data import digest, items_of
-from capreward.errors import ComponentError, InputError, missing_extra
-from capreward.records import Rollout
-from capreward.scoring import Float, ScoreTable, concatenated
-from capreward.suite import RewardSuite, start
-
-log = logging.getLogger("capreward")
+from capreward.adapters.batches import Batches, with_none
+from capreward.errors import InputError, missing_extra
+from capreward.scoring import Float, concatenated
+from capreward.suite import RewardSuite
 
 
 def reward_funcs(
@@ -59,10 +53,13 @@ def reward_funcs(
             "reward_funcs: got trainer='rloo' with exact=False, expected exact=True: "
             "RLOOTrainer adds up raw rewards, and reads a missing one as 0"
         )
-    batches = _Batches(suite, columns)
+    batches = Batches(suite, columns)
     if exact:
         return [_advantage(batches, trainer, estimator)]
-    return [_component(batches, k) for k in range(len(suite.names))]
+    functions = [batches.component(k) for k in range(len(suite.names))]
+    for function, name in zip(functions, suite.names, strict=True):
+        function.__name__ = name  # as which TRL logs it
+    return functions
 
 
 def grpo_kwargs(suite: RewardSuite, *, exact: bool = False) -> dict[str, Any]:
@@ -77,68 +74,7 @@ def rloo_kwargs() -> dict[str, Any]:
     return {"reward_weights": [1.0], "normalize_advantages": False}
 
 
-class _Batches:
-    """Scores each batch once, whichever function asks first."""
-
-    def __init__(self, suite: RewardSuite, columns: Mapping[str, str] | None) -> None:
-        self.suite, self.columns = suite, columns
-        self.completions: object = None
-        self.table: Future[ScoreTable | None]
-        self.works = False
-        """Whether a batch has been scored: what breaks before then is a mistake, and ends the run."""
-
-    def score(self, completions: list[Any], **given: Any) -> Future[ScoreTable | None]:
-        if self.completions is not completions:  # the functions of one batch are handed the same list
-            self.completions = completions
-            self.table = start(self._score(completions, **given))
-        return self.table
-
-    async def _score(
-        self,
-        completions: list[Any],
-        *,
-        prompts: list[Any],
-        log_extra: Callable[[str, list[Any]], None],
-        log_metric: Callable[[str, float], None],
-        process: int = 0,
-        part: bool = False,
-        **given: Any,
-    ) -> ScoreTable | None:
-        columns = {name: column for name, column in given.items() if isinstance(column, list)}
-        rows = ({name: column[row] for name, column in columns.items()} for row in range(len(completions)))
-        items = items_of(rows, columns=self.columns)
-        rollouts = [
-            Rollout(item=item, caption=_text(completion), group=f"{item.id}/{digest(prompt)}", id=f"{process}.{row}")
-            for row, (item, prompt, completion) in enumerate(zip(items, prompts, completions, strict=True))
-        ]
-        try:
-            table = await self.suite.ascore(rollouts, part=part)
-        except ComponentError:
-            if not self.works:
-                raise
-            log.exception("a batch of %d rollouts goes without scores", len(rollouts))
-            for name in self.suite.names:
-                log_metric(f"{name}/missing", 1.0)
-            return None
-        self.works = True
-        for name, number in table.metrics().items():
-            if not np.isnan(number):
-                log_metric(name, number)
-        for k, name in enumerate(table.names):
-            log_extra(f"{name}/why", [table.why(row, k) for row in range(len(table))])
-        return table
-
-
-def _component(batches: _Batches, k: int) -> Callable[..., Any]:
-    async def reward(completions: list[Any], **given: Any) -> list[float | None]:
-        table = await asyncio.wrap_future(batches.score(completions, **given))
-        return [None] * len(completions) if table is None else _with_none(table.values[:, k])
-
-    reward.__name__ = batches.suite.names[k]  # as which TRL logs it
-    return reward
-
-
-def _advantage(batches: _Batches, trainer: str, estimator: str) -> Callable[..., Any]:
+def _advantage(batches: Batches, trainer: str, estimator: str) -> Callable[..., Any]:
     try:
         from accelerate import PartialState
         from accelerate.utils import gather_object
@@ -163,7 +99,7 @@ def _advantage(batches: _Batches, trainer: str, estimator: str) -> Callable[...,
         values[np.isnan(table.total())] = np.nan  # without any score: TRL leaves it out, and makes it 0
         if trainer == "rloo":
             values = _before_leave_one_out(values, table.groups)
-        return _with_none(values[[table.ids.index(id) for id in mine.ids]])
+        return with_none(values[[table.ids.index(id) for id in mine.ids]])
 
     return advantage
 
@@ -173,15 +109,3 @@ def _before_leave_one_out(values: Float, groups: Any) -> Float:
     _, group = np.unique(groups, return_inverse=True)
     n = np.bincount(group, weights=~np.isnan(values))[group]
     return np.asarray(values * (n - 1) / np.maximum(n, 1))
-
-
-def _with_none(column: Float) -> list[float | None]:
-    return [None if np.isnan(value) else float(value) for value in column]
-
-
-def _text(completion: str | Sequence[Mapping[str, Any]]) -> str:
-    """A completion's text: a string, or messages whose content is text or a list of parts."""
-    if isinstance(completion, str):
-        return completion
-    content = completion[-1]["content"] if completion else ""
-    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)

@@ -1,0 +1,110 @@
+"""A trainer's batch as rollouts, scored once however many reward functions are asked about it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+
+from capreward.data import digest, items_of
+from capreward.errors import ComponentError
+from capreward.records import Rollout
+from capreward.scoring import Float, ScoreTable
+from capreward.suite import RewardSuite, start
+
+log = logging.getLogger("capreward")
+
+
+def _unheard(name: str, value: Any) -> None:
+    """For trainers that log nothing of a reward's."""
+
+
+class Batches:
+    """Scores each batch once, whichever function asks first.
+
+    Once a batch has been scored, a component that breaks leaves its batch without scores instead of ending the run; what breaks
+    before then is a mistake in the set-up, and is raised.
+
+    Args:
+        columns: as in `capreward.data.items_of`.
+    """
+
+    def __init__(self, suite: RewardSuite, columns: Mapping[str, str] | None) -> None:
+        self.suite, self.columns = suite, columns
+        self.completions: object = None
+        self.table: Future[ScoreTable | None]
+        self.works = False
+
+    def score(self, completions: list[Any], **given: Any) -> Future[ScoreTable | None]:
+        """The table of a batch's rollouts, as a future of the suite's own thread; None if it goes without scores.
+
+        Args:
+            completions: B texts, or lists of messages of which the last is the caption.
+            given: what the trainer hands to reward functions besides: `prompts`, columns of the dataset as lists of B, and
+                `log_extra` and `log_metric`, where it has them; `part`, as for `RewardSuite.ascore`; `process`, the trainer's.
+        """
+        if self.completions is not completions:  # the functions of one batch are handed the same list
+            self.completions = completions
+            self.table = start(self._score(completions, **given))
+        return self.table
+
+    def component(self, k: int) -> Callable[..., Any]:
+        """An async reward function that answers component k's gated scores, None where missing."""
+
+        async def reward(completions: list[Any], **given: Any) -> list[float | None]:
+            table = await asyncio.wrap_future(self.score(completions, **given))
+            return [None] * len(completions) if table is None else with_none(table.values[:, k])
+
+        return reward
+
+    async def _score(
+        self,
+        completions: list[Any],
+        *,
+        prompts: list[Any],
+        log_extra: Callable[[str, list[Any]], None] = _unheard,
+        log_metric: Callable[[str, float], None] = _unheard,
+        part: bool = False,
+        process: int = 0,
+        **given: Any,
+    ) -> ScoreTable | None:
+        columns = {name: column for name, column in given.items() if isinstance(column, list)}
+        rows = ({name: column[row] for name, column in columns.items()} for row in range(len(completions)))
+        items = items_of(rows, columns=self.columns)
+        rollouts = [
+            Rollout(item=item, caption=_text(completion), group=f"{item.id}/{digest(prompt)}", id=f"{process}.{row}")
+            for row, (item, prompt, completion) in enumerate(zip(items, prompts, completions, strict=True))
+        ]
+        try:
+            table = await self.suite.ascore(rollouts, part=part)
+        except ComponentError:
+            if not self.works:
+                raise
+            log.exception("a batch of %d rollouts goes without scores", len(rollouts))
+            for name in self.suite.names:
+                log_metric(f"{name}/missing", 1.0)
+            return None
+        self.works = True
+        for name, number in table.metrics().items():
+            if not np.isnan(number):
+                log_metric(name, number)
+        for k, name in enumerate(table.names):
+            log_extra(f"{name}/why", [table.why(row, k) for row in range(len(table))])
+        return table
+
+
+def with_none(column: Float) -> list[float | None]:
+    """A column [B] as trainers take it: None where missing."""
+    return [None if np.isnan(value) else float(value) for value in column]
+
+
+def _text(completion: str | Sequence[Mapping[str, Any]]) -> str:
+    """A completion's text: a string, or messages whose content is text or a list of parts."""
+    if isinstance(completion, str):
+        return completion
+    content = completion[-1]["content"] if completion else ""
+    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
