@@ -93,7 +93,8 @@ def test_swift_is_given_our_scores(words: Words) -> None:
         assert image.getpixel((0, 0)) == (255, 0, 0)
 
 
-def test_its_advantages_are_ours(words: Words) -> None:
+@pytest.mark.usefixtures("words")
+def test_its_advantages_are_ours() -> None:
     given = rewards()
     theirs, _ = compute_advantages(given, torch.tensor([1.0, 0.5]), G, scale_rewards="gdpo")
     ours = gdpo(given.double().numpy(), np.repeat([0, 1], G), [1.0, 0.5], eps=1e-8)
