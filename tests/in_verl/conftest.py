@@ -11,6 +11,7 @@ import pytest
 os.environ |= {
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "1",
+    "RAY_AUTH_MODE": "disabled",  # else it keeps a token in the home folder
     "RAY_USAGE_STATS_ENABLED": "0",
     "TOKENIZERS_PARALLELISM": "false",
     "VERL_USE_EXTERNAL_MODULES": "capreward.adapters.verl_plugin",  # what the runtime_env of our settings does to a run

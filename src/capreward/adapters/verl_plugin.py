@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,23 +18,14 @@ from numpy.typing import NDArray
 from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY
 
 from capreward.adapters.verl import MODES
-from capreward.advantage import gdpo, varies
+from capreward.advantage import check_weights, gdpo
 from capreward.errors import InputError
+from capreward.scoring import ScoreTable
 
 Float = NDArray[np.float64]
 
-
-@dataclass(frozen=True)
-class Components:
-    """What a v1 trainer hands to the estimator behind verl's back."""
-
-    values: Float
-    """[B, K]; NaN = missing."""
-    sessions: Sequence[str]
-    """Rollout that each row is of, [B]: an agent loop may write several rows of one, and they share its scores."""
-
-
-_components: ContextVar[Components | None] = ContextVar("capreward_components", default=None)
+_advantages: ContextVar[Float | None] = ContextVar("capreward_advantages", default=None)
+"""Of each row, [B]: what a v1 trainer hands to the estimator behind verl's back."""
 
 
 def rollout_gdpo(
@@ -67,8 +57,8 @@ def rollout_gdpo(
             "algorithm.use_kl_in_reward: got true, expected false: GDPO is made of the components, so the penalty would be "
             "dropped; use actor_rollout_ref.actor.use_kl_loss"
         )
-    given = _components.get()
-    if given is None:
+    advantages = _advantages.get()
+    if advantages is None:
         columns: Mapping[str, Any] = non_tensor_batch or {}
         if absent := [name for name in names if name not in columns]:
             raise InputError(
@@ -76,18 +66,15 @@ def rollout_gdpo(
                 f"hands none over: set trainer.v1.trainer_mode to one of {[f'capreward_{mode}' for mode in MODES]}"
             )
         values = np.stack([np.asarray(columns[name]).astype(np.float64) for name in names], axis=1)
-        given = Components(values, [str(row) for row in range(len(values))])
-    first, rollout = np.unique(given.sessions, return_index=True, return_inverse=True)[1:]
-    groups = np.asarray(index).astype(str)[first]
-    per_rollout = gdpo(given.values[first], groups, config.get("gdpo_reward_weights"))
-    per_row = torch.tensor(per_rollout[rollout], dtype=torch.float32, device=token_level_rewards.device)
+        advantages = gdpo(values, np.asarray(index).astype(str), config.get("gdpo_reward_weights"))
+    per_row = torch.tensor(advantages, dtype=torch.float32, device=token_level_rewards.device)
     per_token = per_row[:, None] * response_mask
     return per_token, per_token
 
 
-def names_of(config: Any) -> list[str]:
+def names_of(config: Any) -> tuple[str, ...]:
     """The components, from verl's `algorithm` settings."""
-    names = list(config.get("gdpo_reward_keys") or ())
+    names = tuple(config.get("gdpo_reward_keys") or ())
     if not names:
         raise InputError(
             "algorithm.gdpo_reward_keys: got none, expected the suite's components; `capreward verl-overrides` prints them"
@@ -95,17 +82,36 @@ def names_of(config: Any) -> list[str]:
     return names
 
 
-def metrics_of(names: Sequence[str], values: Float, groups: Any) -> dict[str, float]:
-    """`capreward/NAME/...` of each component: `value` (mean of what is present), `missing` (share of the rollouts) and `varies`
-    (share of the groups in which it takes more than one value), as in `ScoreTable.diagnostics`."""
-    result = {}
-    for k, name in enumerate(names):
-        present = values[~np.isnan(values[:, k]), k]
-        if len(present):
-            result[f"capreward/{name}/value"] = float(present.mean())
-        result[f"capreward/{name}/missing"] = 1 - len(present) / len(values)
-        result[f"capreward/{name}/varies"] = float(varies(values[:, [k]], groups).mean())
-    return result
+def table_of(infos: Mapping[str, Mapping[str, Any]], groups: Sequence[str], config: Any) -> ScoreTable:
+    """What the score function returned, as a table without the reasons.
+
+    Args:
+        infos: of N rollouts, by their ids.
+        groups: of each, [N].
+        config: verl's `algorithm` settings.
+    """
+    names = names_of(config)
+    for id, info in infos.items():
+        if absent := [name for name in names if name not in info]:
+            raise InputError(
+                f"algorithm.gdpo_reward_keys: rollout {id} has no score {absent[0]!r}; there are {sorted(info)}. Is the reward "
+                "function capreward's, and no reward model colocated with the policy?"
+            )
+    # None becomes NaN
+    values = np.array([[info[name] for name in names] for info in infos.values()], np.float64)
+    raw = np.array([[info.get(f"raw.{name}", info[name]) for name in names] for info in infos.values()], np.float64)
+    changed = (raw != values) & ~np.isnan(values)
+    return ScoreTable(
+        names=names,
+        ids=tuple(infos),
+        groups=np.array(groups, np.str_),
+        raw=raw,
+        values=values,
+        weights=check_weights(config.get("gdpo_reward_weights"), len(names)),
+        scores=(),
+        gated={(int(row), int(k)): "" for row, k in np.argwhere(changed)},
+        missing={},
+    )
 
 
 def register() -> None:
@@ -113,7 +119,7 @@ def register() -> None:
     ADV_ESTIMATOR_REGISTRY["gdpo"] = rollout_gdpo
     with suppress(
         ImportError
-    ):  # without the transfer queue, only the legacy trainer runs; verl says so where v1 is asked for
+    ):  # without the transfer queue only the legacy trainer runs; verl says so where v1 is asked for
         from verl.trainer.ppo.v1 import get_trainer_cls, register_trainer
 
         for mode in MODES:
@@ -121,7 +127,7 @@ def register() -> None:
 
 
 def _trainer(mode: str, base: Any) -> Any:
-    """verl's trainer of a mode, which finds the components where its estimator looks for them."""
+    """verl's trainer of a mode, with the advantages where the estimator that verl calls looks for them."""
     import transfer_queue
 
     class Trainer(base):  # type: ignore[misc]
@@ -130,33 +136,28 @@ def _trainer(mode: str, base: Any) -> Any:
             super().__init__(config)
 
         def _compute_advantage(self, batch: Any, metrics: dict[str, Any]) -> Any:
-            names = names_of(self.config.algorithm)
-            rows = transfer_queue.kv_batch_get(
+            fields = transfer_queue.kv_batch_get(
                 keys=batch.keys, partition_id=batch.partition_id, select_fields=["uid", "extra_fields"]
             )
-            # verl fills a batch up with copies of its first row; what they say is that row's
-            real = np.array([not tag.get("is_padding", False) for tag in batch.tags])
-            values = np.full((len(batch.keys), len(names)), np.nan)
-            for row, extra in enumerate(rows["extra_fields"].tolist()):
-                if real[row]:
-                    values[row] = _scores(names, extra.get("reward_extra_info") or {}, batch.keys[row])
-            metrics.update(metrics_of(names, values[real], np.array(rows["uid"].tolist())[real]))
-            token = _components.set(Components(values, [key.rsplit("_", 1)[0] for key in batch.keys]))
+            uids, extras = list(fields["uid"]), list(fields["extra_fields"])
+            # verl fills a batch up with rows that say what its first one says; they are no rollouts
+            real = [row for row, tag in enumerate(batch.tags) if not tag.get("is_padding")]
+            # key: {uid}_{rollout}_{output}; an agent loop may write several rows of one rollout, and they share its scores
+            rollouts = [batch.keys[row].rsplit("_", 1)[0] for row in real]
+            infos = {id: extras[row].get("reward_extra_info") or {} for id, row in zip(rollouts, real, strict=True)}
+            groups = dict(zip(rollouts, (uids[row] for row in real), strict=True))
+            table = table_of(infos, list(groups.values()), self.config.algorithm)
+            metrics.update({f"capreward/{key}": value for key, value in table.metrics().items() if not np.isnan(value)})
+            by_rollout = dict(zip(table.ids, table.advantages(), strict=True))
+            advantages = np.zeros(len(batch.keys))
+            advantages[real] = [by_rollout[id] for id in rollouts]
+            token = _advantages.set(advantages)
             try:
                 return super()._compute_advantage(batch, metrics)
             finally:
-                _components.reset(token)
+                _advantages.reset(token)
 
     return Trainer
-
-
-def _scores(names: Sequence[str], info: Mapping[str, Any], key: str) -> Float:
-    if absent := [name for name in names if name not in info]:
-        raise InputError(
-            f"algorithm.gdpo_reward_keys: rollout {key} has no score {absent[0]!r}; there are {sorted(info)}. Is the reward "
-            "function capreward's, and no reward model colocated with the policy?"
-        )
-    return np.array([info[name] for name in names], np.float64)  # None becomes NaN
 
 
 register()
