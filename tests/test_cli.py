@@ -306,6 +306,7 @@ class TestErrors:
         (["score", "--help"], ["--items", "--suite", "--weight", "--max-length", "--max-missing", "--by", "--out"]),
         (["score", "--help"], ["--judge", "--base-url", "--cache", "examples:"]),
         (["demo", "--help"], ["--samples", "--suite", "--weight", "capreward-demo", "example:"]),
+        (["verl-overrides", "--help"], ["FILE[:NAME]", "--mode", "--legacy", "example"]),
         (["--version"], [f"capreward {__version__}"]),
     ],
 )  # fmt: skip

@@ -87,6 +87,20 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of the run")
     train.set_defaults(run=_train)
 
+    verl = commands.add_parser(
+        "verl-overrides",
+        help="print verl's settings for a suite",
+        description="Prints the settings of verl's command line that train with the score function in a file, one a line.",
+        epilog="example (docs/verl.md):\n"
+        "  mapfile -t settings < <(capreward verl-overrides caption_reward.py)\n"
+        '  python -m verl.trainer.main_ppo "${settings[@]}" data.train_files=captions.parquet ...',
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verl.add_argument("file", metavar="FILE[:NAME]", help="Python file, and what its score function is called (compute_score)")
+    verl.add_argument("--mode", default="sync", help="of verl's trainer: sync, colocate_async or separate_async (sync)")
+    verl.add_argument("--legacy", action="store_true", help="for the trainer before v1 (trainer.use_v1=false)")
+    verl.set_defaults(run=_verl_overrides)
+
     for command, suite, out in ((score, "balcaprl", None), (demo, "everything", Path("capreward-demo"))):
         command.add_argument("--suite", choices=SUITES, default=suite, help=f"which components (default: {suite})")
         command.add_argument(
@@ -213,6 +227,15 @@ def _train(arguments: argparse.Namespace) -> None:
             report.run_figure(run).savefig(path, dpi=130, format="png")
         print(f"wrote {config.out / 'before_after.png'}")
     print(f"wrote {trained}")
+
+
+def _verl_overrides(arguments: argparse.Namespace) -> None:
+    from capreward.adapters import verl
+
+    path, _, name = arguments.file.partition(":")
+    name = name or "compute_score"
+    suite = verl.suite_in(path, name)
+    print(*verl.verl_overrides(suite, path=path, name=name, v1=not arguments.legacy, mode=arguments.mode), sep="\n")
 
 
 def _check_writable(out: Path) -> None:

@@ -7,8 +7,10 @@ in verl's trainer. This module imports nothing of verl. docs/verl.md has the who
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import logging
 import math
+import re
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
@@ -21,9 +23,12 @@ from capreward.suite import RewardSuite, start
 
 PLUGIN = "capreward.adapters.verl_plugin"
 """What the environment variable VERL_USE_EXTERNAL_MODULES has to name in every process of verl."""
-OWN = ("score", "missing", "why_missing")
-TAKEN = {*OWN, "acc", "pred", "reward", "uid", "index", "data_source", "reward_model", "extra_info", "raw_prompt"}
+TAKEN = {"score", "missing", "why_missing"} | {"acc", "pred", "reward", "uid", "index"}
+TAKEN |= {"data_source", "reward_model", "extra_info", "raw_prompt"}
 """Keys beside the components', ours and verl's: no component may be called so."""
+
+MODES = ("sync", "colocate_async", "separate_async")
+"""Of verl's default trainer."""
 
 log = logging.getLogger("capreward")
 
@@ -104,7 +109,7 @@ def score_function(
 def verl_overrides(
     suite: RewardSuite, *, path: str | Path, name: str = "compute_score", v1: bool = True, mode: str = "sync"
 ) -> list[str]:
-    """The settings of verl's command line for a suite, such as ``algorithm.adv_estimator=gdpo``.
+    """The settings of verl's command line for a suite, in Hydra's grammar, such as ``algorithm.adv_estimator=gdpo``.
 
     Args:
         suite: its components and their weights are named in the settings.
@@ -133,7 +138,24 @@ def verl_overrides(
     ]
 
 
-MODES = ("sync", "colocate_async", "separate_async")
+def suite_in(path: str | Path, name: str = "compute_score") -> RewardSuite:
+    """The suite of the score function that is called `name` in a file, made anew.
+
+    Raises:
+        InputError: no such file, or no score function of that name in it. What the file itself raises is passed on.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such file")
+    spec = importlib.util.spec_from_file_location("capreward_verl_suite", path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"{path}: expected a Python file (.py)")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    make_suite = getattr(getattr(module, name, None), "make_suite", None)
+    if make_suite is None:
+        raise InputError(f"{path}: no score function {name!r}; expected `{name} = score_function(make_suite)` in it")
+    suite: RewardSuite = make_suite()
+    return suite
 
 
 def _check_names(suite: RewardSuite) -> None:
@@ -148,4 +170,4 @@ def _or_none(value: float) -> float | None:
 
 def _quoted(text: str) -> str:
     """In Hydra's grammar."""
-    return "'" + text.replace("'", r"\'") + "'"
+    return text if re.fullmatch(r"[\w./-]+", text, re.ASCII) else "'" + text.replace("'", r"\'") + "'"
