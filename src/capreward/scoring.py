@@ -67,6 +67,27 @@ class Gate(Protocol):
         ...
 
 
+def multiply(values: Float, factors: Float, final: NDArray[np.bool_]) -> None:
+    """A gate's factors into its component's scores, in place.
+
+    A factor of 0 makes a score 0 whatever it was and whatever comes after it, a missing factor makes it missing.
+
+    Args:
+        values: scores of the component, [B]; NaN = missing.
+        factors: in [0, 1], [B]; NaN = missing.
+        final: scores that stay as they are, [B]; those that become 0 here are added.
+    """
+    values[~final] *= factors[~final]
+    zero = ~final & (factors == 0)
+    values[zero] = 0.0
+    final |= zero
+
+
+def in_order(gates: Sequence[Gate]) -> list[Gate]:
+    """Those that read no other component first, then the others, both in their order."""
+    return sorted(gates, key=lambda gate: bool(gate.reads))
+
+
 ScoreMethod = Callable[[Any, Sequence[Rollout]], Awaitable[Sequence[Score | Missing]]]
 
 EMPTY = Score(0.0, "empty caption")

@@ -20,9 +20,20 @@ from capreward.judges.wrap import side_by_side
 from capreward.missing import Missing, Reason
 from capreward.progress import progress_bar
 from capreward.records import Rollout, count_words
-from capreward.scoring import EMPTY, Component, Gate, Score, ScoreTable, checked, score_component, weights_of
+from capreward.scoring import (
+    EMPTY,
+    Component,
+    Float,
+    Gate,
+    Score,
+    ScoreTable,
+    checked,
+    in_order,
+    multiply,
+    score_component,
+    weights_of,
+)
 
-Float = NDArray[np.float64]
 T = TypeVar("T")
 log = logging.getLogger("capreward")
 
@@ -122,7 +133,6 @@ class RewardSuite:
         ids = _ids(rollouts)
         decided = [self._decided(rollout) for rollout in rollouts]
         early = [gate for gate in self.gates if not gate.reads]
-        late = [gate for gate in self.gates if gate.reads]
         factors = {id(gate): _factors(gate, rollouts, {}) for gate in early}
         settled: dict[str, list[Score | Missing | None]] = {name: list(decided) for name in self.names}
         if self.spare:
@@ -133,31 +143,32 @@ class RewardSuite:
         before = [judge.usage.snapshot() for judge in self.judges]
         scores = await self._ask(rollouts, settled, progress)
 
-        raw = {name: np.array([_number(score) for score in scores[name]], np.float64) for name in self.names}
-        values = {name: column.copy() for name, column in raw.items()}
+        raw = np.array([[_number(scores[name][row]) for name in self.names] for row in range(len(rollouts))])
+        values = raw.copy()
         missing = {
-            name: {row: score for row, score in enumerate(scores[name]) if isinstance(score, Missing)}
-            for name in self.names
+            (row, k): score
+            for k, name in enumerate(self.names)
+            for row, score in enumerate(scores[name])
+            if isinstance(score, Missing)
         }
-        gated: dict[str, dict[int, str]] = {name: {} for name in self.names}
-        final: dict[str, set[int]] = {
-            name: {row for row, known in enumerate(decided) if known is not None} for name in self.names
-        }
-        for gate in (*early, *late):
-            read = {name: values[name].copy() for name in gate.reads}
+        gated: dict[tuple[int, int], str] = {}
+        final = np.repeat([[known is not None] for known in decided], len(self.names), axis=1)
+        for gate in in_order(self.gates):
+            k = self.names.index(gate.target)
+            read = {name: values[:, self.names.index(name)].copy() for name in gate.reads}
             multiplied = _factors(gate, rollouts, read) if gate.reads else factors[id(gate)]
-            name = gate.target
-            _apply(multiplied, final[name], values[name], missing[name], gated[name])
+            _note(multiplied, k, final[:, k], missing, gated)
+            multiply(values[:, k], np.array([_number(factor) for factor in multiplied]), final[:, k])
         table = ScoreTable(
             names=self.names,
             ids=ids,
             groups=np.array([rollout.group for rollout in rollouts], dtype=np.str_),
-            raw=np.stack([raw[name] for name in self.names], axis=1),
-            values=np.stack([values[name] for name in self.names], axis=1),
+            raw=raw,
+            values=values,
             weights=self.weights,
             scores=tuple(tuple(scores[name]) for name in self.names),
-            gated={(row, k): why for k, name in enumerate(self.names) for row, why in gated[name].items()},
-            missing={(row, k): why for k, name in enumerate(self.names) for row, why in missing[name].items()},
+            gated=gated,
+            missing=missing,
             usage=tuple(
                 (judge.name, judge.usage.since(usage)) for judge, usage in zip(self.judges, before, strict=True)
             ),
@@ -217,32 +228,25 @@ class RewardSuite:
                 log.log(level, "%s; advantages rest on the other components there", message)
 
 
-def _apply(
+def _note(
     factors: Sequence[Score | Missing],
-    final: set[int],
-    values: Float,
-    missing: dict[int, Missing],
-    gated: dict[int, str],
+    k: int,
+    final: NDArray[np.bool_],
+    missing: dict[tuple[int, int], Missing],
+    gated: dict[tuple[int, int], str],
 ) -> None:
-    """Multiplies one component's values by a gate's factors, in place.
-
-    A factor of 0 makes the value 0 whatever the score and the factors after it, a missing factor makes it missing;
-    rows in `final`, to which it adds those that it sets to 0, stay.
-    """
+    """Keeps the reasons of component k in step with what `multiply` does to its scores."""
     for row, factor in enumerate(factors):
-        if row in final:
+        cell = row, k
+        if final[row]:
             continue
         if isinstance(factor, Missing):
-            if row not in missing or missing[row].reason is Reason.NOT_ASKED:
-                missing[row] = factor
-            values[row] = np.nan
-            gated.pop(row, None)
-        elif factor.value < 1 and not (row in missing and factor.value > 0):
-            values[row] = 0.0 if factor.value == 0 else values[row] * factor.value
-            if factor.value == 0:
-                final.add(row)
-            missing.pop(row, None)
-            gated[row] = factor.why
+            if cell not in missing or missing[cell].reason is Reason.NOT_ASKED:
+                missing[cell] = factor
+            gated.pop(cell, None)
+        elif factor.value < 1 and not (cell in missing and factor.value > 0):
+            missing.pop(cell, None)
+            gated[cell] = factor.why
 
 
 def _factors(gate: Gate, rollouts: Sequence[Rollout], read: Mapping[str, Float]) -> list[Score | Missing]:

@@ -10,12 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from capreward.errors import InputError
 from capreward.missing import Missing, Reason
 from capreward.records import Rollout, count_words
-from capreward.scoring import Score
+from capreward.scoring import Float, Score
 
 Count = Callable[[str], int]
 
@@ -37,7 +36,33 @@ def length_ratio(rollout: Rollout, count: Count) -> float | Missing:
     return count(rollout.caption) * len(lengths) / sum(lengths)  # one rounding, so that bounds are exact
 
 
-class LengthMask:
+class _LengthGate:
+    """Base of the gates that look at nothing but a caption's length; they need no judge, so they run first."""
+
+    reads: tuple[str, ...] = ()
+
+    def __init__(self, target: str, count: Count) -> None:
+        self.target, self.count = target, count
+
+    def of(self, ratios: Float) -> Float:
+        """Factors of length ratios, [B]; NaN of NaN."""
+        raise NotImplementedError
+
+    def why(self, ratio: float) -> str:
+        """The factor of a ratio, in a phrase."""
+        raise NotImplementedError
+
+    def factors(self, rollouts: Sequence[Rollout], values: Mapping[str, Float]) -> list[Score | Missing]:
+        """A factor in [0, 1] for each; Missing without a reference."""
+        ratios = [length_ratio(rollout, self.count) for rollout in rollouts]
+        numbers = self.of(np.array([math.nan if isinstance(ratio, Missing) else ratio for ratio in ratios]))
+        return [
+            ratio if isinstance(ratio, Missing) else Score(number, self.why(ratio))
+            for ratio, number in zip(ratios, numbers.tolist(), strict=True)
+        ]
+
+
+class LengthMask(_LengthGate):
     """Sets the target's score to 0 where the length ratio lies outside [low, high].
 
     BalCapRL's length-conditional reward masking with its bounds [0.5, 2] (arXiv 2605.07394): `target` is the linguistic
@@ -50,25 +75,22 @@ class LengthMask:
         count: length of a text; words by default, `tokens(tokenizer)` for the policy's tokens.
     """
 
-    reads: tuple[str, ...] = ()
-
     def __init__(self, target: str, low: float = 0.5, high: float = 2.0, *, count: Count = count_words) -> None:
         if not (math.isfinite(low) and 0 <= low < high):
             raise InputError(f"LengthMask({target!r}): got low={low}, high={high}, expected 0 <= low < high")
-        self.target, self.low, self.high, self.count = target, low, high, count
+        super().__init__(target, count)
+        self.low, self.high = low, high
 
-    def factors(self, rollouts: Sequence[Rollout], values: Mapping[str, NDArray[np.float64]]) -> list[Score | Missing]:
-        """1 inside the bounds, 0 outside."""
-        return [self._factor(length_ratio(rollout, self.count)) for rollout in rollouts]
+    def of(self, ratios: Float) -> Float:
+        """1 inside the bounds, 0 outside, NaN of NaN, [B]."""
+        return np.where(np.isnan(ratios), np.nan, (self.low <= ratios) & (ratios <= self.high))
 
-    def _factor(self, ratio: float | Missing) -> Score | Missing:
-        if isinstance(ratio, Missing):
-            return ratio
-        inside = self.low <= ratio <= self.high
-        return Score(float(inside), f"length {ratio:.2f} x reference, allowed {self.low:g} to {self.high:g}")
+    def why(self, ratio: float) -> str:
+        """The factor of a ratio, in a phrase."""
+        return f"length {ratio:.2f} x reference, allowed {self.low:g} to {self.high:g}"
 
 
-class LinearLengthPenalty:
+class LinearLengthPenalty(_LengthGate):
     """Lowers the target's score for overlength: untouched up to `start`, 0 from `end` on, falling linearly between.
 
     A baseline for BalCapRL's mask, in a form of our own. It needs no judge; with no reference the target's score is Missing.
@@ -79,24 +101,21 @@ class LinearLengthPenalty:
         count: as in `LengthMask`.
     """
 
-    reads: tuple[str, ...] = ()
-
     def __init__(self, target: str, start: float = 1.0, end: float = 2.0, *, count: Count = count_words) -> None:
         if not (math.isfinite(end) and 0 <= start < end):
             raise InputError(
                 f"LinearLengthPenalty({target!r}): got start={start}, end={end}, expected 0 <= start < end"
             )
-        self.target, self.start, self.end, self.count = target, start, end, count
+        super().__init__(target, count)
+        self.start, self.end = start, end
 
-    def factors(self, rollouts: Sequence[Rollout], values: Mapping[str, NDArray[np.float64]]) -> list[Score | Missing]:
-        """1 up to `start`, 0 from `end` on."""
-        return [self._factor(length_ratio(rollout, self.count)) for rollout in rollouts]
+    def of(self, ratios: Float) -> Float:
+        """1 up to `start`, 0 from `end` on, NaN of NaN, [B]."""
+        return np.clip((self.end - ratios) / (self.end - self.start), 0.0, 1.0)
 
-    def _factor(self, ratio: float | Missing) -> Score | Missing:
-        if isinstance(ratio, Missing):
-            return ratio
-        factor = min(1.0, max(0.0, (self.end - ratio) / (self.end - self.start)))
-        return Score(factor, f"length {ratio:.2f} x reference, full up to {self.start:g}, none from {self.end:g}")
+    def why(self, ratio: float) -> str:
+        """The factor of a ratio, in a phrase."""
+        return f"length {ratio:.2f} x reference, full up to {self.start:g}, none from {self.end:g}"
 
 
 class Condition:
@@ -120,11 +139,16 @@ class Condition:
         self.target, self.on, self.at_least = target, on, at_least
         self.reads = (on,)
 
-    def factors(self, rollouts: Sequence[Rollout], values: Mapping[str, NDArray[np.float64]]) -> list[Score | Missing]:
-        """1 where the other score is at least `at_least`, else 0."""
-        return [self._factor(float(value)) for value in values[self.on]]
+    def of(self, values: Float) -> Float:
+        """1 where the other component's score is at least `at_least`, else 0, NaN of NaN, [B]."""
+        return np.where(np.isnan(values), np.nan, values >= self.at_least)
 
-    def _factor(self, value: float) -> Score | Missing:
-        if math.isnan(value):
-            return Missing(Reason.DEPENDS, f"needs {self.on!r}, which is missing")
-        return Score(float(value >= self.at_least), f"{self.on} is {value:.2f}, needs {self.at_least:g}")
+    def factors(self, rollouts: Sequence[Rollout], values: Mapping[str, Float]) -> list[Score | Missing]:
+        """A factor of 1 or 0 for each; Missing where the other score is."""
+        read = values[self.on]
+        return [
+            Missing(Reason.DEPENDS, f"needs {self.on!r}, which is missing")
+            if math.isnan(factor)
+            else Score(factor, f"{self.on} is {value:.2f}, needs {self.at_least:g}")
+            for value, factor in zip(read.tolist(), self.of(read).tolist(), strict=True)
+        ]
