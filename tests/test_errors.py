@@ -20,6 +20,7 @@ from capreward.errors import CaprewardError, MissingExtraError, missing_extra
         (errors.TooManyMissingError, RuntimeError),
         (errors.MissingExtraError, ImportError),
         (errors.NonFiniteError, ArithmeticError),
+        (errors.ServerError, ConnectionError),
     ],
 )
 def test_inherits_ours_and_the_builtin(error: type[Exception], resembles: type[Exception]) -> None:
@@ -29,7 +30,9 @@ def test_inherits_ours_and_the_builtin(error: type[Exception], resembles: type[E
 
 def test_all_errors_are_covered_above() -> None:
     children = {error.__name__ for error in CaprewardError.__subclasses__()}
-    assert children == {"InputError", "ComponentError", "TooManyMissingError", "MissingExtraError", "NonFiniteError"}
+    assert children == {
+        "InputError", "ComponentError", "TooManyMissingError", "MissingExtraError", "NonFiniteError", "ServerError",
+    }  # fmt: skip
 
 
 def test_missing_extra_names_feature_package_and_extra() -> None:

@@ -1,4 +1,4 @@
-"""The command line: `capreward score`, `capreward train` and `capreward demo`. Heavy imports wait until a command needs them."""
+"""The command line: `capreward score`, `train`, `serve` and `demo`. Heavy imports wait until a command needs them."""
 
 from __future__ import annotations
 
@@ -87,6 +87,19 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of the run")
     train.set_defaults(run=_train)
 
+    serve = commands.add_parser(
+        "serve",
+        help="score over HTTP",
+        description="Serves a suite over HTTP, for trainers that ask a remote reward model (docs/serving.md). Clients need the "
+        "token in the environment variable CAPREWARD_TOKEN, if it is set; no other address than loopback is served without.",
+        epilog="example: capreward serve --judge openai:qwen2.5-vl-7b --base-url http://127.0.0.1:8000/v1 --cache replies.sqlite",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_suite(serve, "balcaprl")
+    _add_serving(serve)
+    _add_judge(serve, cached="nowhere")
+    serve.set_defaults(run=_serve, out=None)
+
     verl = commands.add_parser(
         "verl-overrides",
         help="print verl's settings for a suite",
@@ -102,22 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     verl.set_defaults(run=_verl_overrides)
 
     for command, suite, out in ((score, "balcaprl", None), (demo, "everything", Path("capreward-demo"))):
-        command.add_argument("--suite", choices=SUITES, default=suite, help=f"which components (default: {suite})")
-        command.add_argument(
-            "--weight",
-            action="append",
-            default=[],
-            metavar="NAME=W",
-            help="weight of a component (default: 1); repeatable",
-        )
-        command.add_argument("--max-length", type=int, metavar="WORDS", help="captions longer than this score 0")
-        command.add_argument(
-            "--max-missing",
-            type=float,
-            default=1.0,
-            metavar="SHARE",
-            help="stop if more of a component is missing (default: 1)",
-        )
+        _add_suite(command, suite)
         command.add_argument("--by", metavar="KEY", help="print means by this key of the rollouts' metadata")
         where = "nowhere" if out is None else f"{out}/"
         command.add_argument(
@@ -127,7 +125,48 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_judge(command: argparse.ArgumentParser) -> None:
+def _add_suite(command: argparse.ArgumentParser, default: str) -> None:
+    command.add_argument("--suite", choices=SUITES, default=default, help=f"which components (default: {default})")
+    command.add_argument(
+        "--weight",
+        action="append",
+        default=[],
+        metavar="NAME=W",
+        help="weight of a component (default: 1); repeatable",
+    )
+    command.add_argument("--max-length", type=int, metavar="WORDS", help="captions longer than this score 0")
+    command.add_argument(
+        "--max-missing",
+        type=float,
+        default=1.0,
+        metavar="SHARE",
+        help="stop (serve: answer 503) if more of a component is missing (default: 1)",
+    )
+
+
+def _add_serving(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--items", type=Path, metavar="FILE", help="items that requests may name by id (docs/data.md)")
+    command.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
+    command.add_argument("--port", type=int, default=8900, help="0 takes a free one (default: 8900)")
+    command.add_argument("--max-body", type=int, default=32, metavar="MB", help="size of a request (default: 32)")
+    command.add_argument("--max-rollouts", type=int, default=1024, metavar="N", help="of a request (default: 1024)")
+    command.add_argument("--timeout", type=float, default=100, metavar="S", help="for scoring a request (default: 100)")
+    command.add_argument(
+        "--group-size",
+        type=int,
+        metavar="G",
+        help="rollouts of a prompt that /get_reward waits for (default: it does not wait)",
+    )
+    command.add_argument(
+        "--group-timeout",
+        type=float,
+        default=60,
+        metavar="S",
+        help="that a group waits for its last rollout (default: 60)",
+    )
+
+
+def _add_judge(command: argparse.ArgumentParser, cached: str = "OUT/replies.sqlite, but none for lite") -> None:
     group = command.add_argument_group("judge")
     group.add_argument(
         "--judge",
@@ -146,7 +185,7 @@ def _add_judge(command: argparse.ArgumentParser) -> None:
         "--cache",
         type=Path,
         metavar="FILE",
-        help="keeps every reply, so that nothing is asked twice (default: OUT/replies.sqlite, but none for lite)",
+        help=f"keeps every reply, so that nothing is asked twice (default: {cached})",
     )
 
 
@@ -227,6 +266,37 @@ def _train(arguments: argparse.Namespace) -> None:
             report.run_figure(run).savefig(path, dpi=130, format="png")
         print(f"wrote {config.out / 'before_after.png'}")
     print(f"wrote {trained}")
+
+
+def _serve(arguments: argparse.Namespace) -> None:
+    import logging
+
+    from capreward.adapters import server
+    from capreward.data import read_items
+    from capreward.presets import PRESETS
+
+    logging.basicConfig(format="%(asctime)s level=%(levelname)s logger=%(name)s %(message)s")
+    logging.getLogger("capreward.server").setLevel(logging.INFO)
+    token = os.environ.get("CAPREWARD_TOKEN") or None
+    server.check_address(arguments.host, arguments.port, token)  # not only after the judge has been loaded
+    items = read_items(arguments.items) if arguments.items else ()
+    suite = PRESETS[arguments.suite](
+        _judge(arguments),
+        weights=dict(_weight(text) for text in arguments.weight),
+        max_length=arguments.max_length,
+        max_missing=arguments.max_missing,
+    )
+    app = server.make_app(
+        suite,
+        items=items,
+        token=token,
+        max_body=arguments.max_body * 10**6,
+        max_rollouts=arguments.max_rollouts,
+        timeout=arguments.timeout,
+        group_size=arguments.group_size,
+        group_timeout=arguments.group_timeout,
+    )
+    server.serve(app, host=arguments.host, port=arguments.port)
 
 
 def _verl_overrides(arguments: argparse.Namespace) -> None:

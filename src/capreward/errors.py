@@ -25,6 +25,10 @@ class NonFiniteError(CaprewardError, ArithmeticError):
     """Training went on giving losses or gradients that are no finite numbers."""
 
 
+class ServerError(CaprewardError, ConnectionError):
+    """A server of `capreward serve` cannot be reached, or could not answer."""
+
+
 class MissingExtraError(CaprewardError, ImportError):
     """An optional dependency is not installed; the message names the extra that brings it."""
 

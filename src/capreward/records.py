@@ -66,6 +66,8 @@ Id = Annotated[
     BeforeValidator(lambda value: str(value) if isinstance(value, Integral) else value),
 ]
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+Image = Annotated[Path | bytes | None, BeforeValidator(lambda value: _path_or_bytes(value))]
+Caption = Annotated[str, BeforeValidator(lambda value: _encodable(value))]
 
 
 class Question(Record):
@@ -116,7 +118,7 @@ class Item(Record):
     """An image and what is known about it. Everything but the id is optional; a component says what it needs."""
 
     id: Id
-    image: Annotated[Path | bytes | None, BeforeValidator(lambda value: _path_or_bytes(value))] = None
+    image: Image = None
     """Path, encoded bytes (PNG, JPEG, ...) or a data URL. A path is checked when it is read from a file or opened."""
     references: tuple[Text, ...] = ()
     """Reference captions."""
@@ -143,7 +145,7 @@ class Rollout(Record):
     """One caption that the policy wrote for an item."""
 
     item: Item
-    caption: Annotated[str, BeforeValidator(lambda value: _encodable(value))]
+    caption: Caption
     """As the policy wrote it: empty, endless or hostile text is scored, never refused."""
     id: Id | None = None
     """Unique in a batch where given."""

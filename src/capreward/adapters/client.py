@@ -1,0 +1,131 @@
+"""A client of `capreward serve`; needs nothing of the package but its records, and httpx2."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import ssl
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from capreward.adapters.wire import ScoreAnswer
+from capreward.errors import InputError, ServerError, missing_extra
+from capreward.records import Item, Rollout
+from capreward.suite import run
+
+AGAIN = (502, 503, 504)
+"""Answers that may be another a little later."""
+
+
+class Client:
+    """Has captions scored by a server.
+
+    Every call opens a connection of its own, so that one client serves any number of threads, event loops and forked processes.
+
+    Args:
+        url: where `capreward serve` listens.
+        token: read from the environment variable CAPREWARD_TOKEN when left out.
+        timeout: seconds for one attempt; longer than the server's --timeout and --group-timeout together.
+        attempts: how often to ask, at most, while the server cannot be reached or answers 502, 503 or 504.
+
+    Raises:
+        MissingExtraError: httpx2 is not installed.
+
+    >>> client = Client("http://127.0.0.1:8900")                                           # doctest: +SKIP
+    >>> answer = client.score(rollouts)                                                    # doctest: +SKIP
+    >>> [rollout.advantage for rollout in answer.rollouts]                                 # doctest: +SKIP
+    """
+
+    def __init__(self, url: str, *, token: str | None = None, timeout: float = 180.0, attempts: int = 4) -> None:
+        try:
+            import httpx2
+        except ImportError as error:
+            raise missing_extra("Client", "server", error) from error
+        self._http = httpx2
+        self._verify = ssl.create_default_context()  # takes longer to make than a call does
+        self.url, self.timeout, self.attempts = url.rstrip("/"), timeout, attempts
+        self._token = token or os.environ.get("CAPREWARD_TOKEN")
+
+    def score(
+        self, rollouts: Sequence[Rollout], *, estimator: str = "gdpo", group_size: int | None = None
+    ) -> ScoreAnswer:
+        """Scores, reasons and advantages; works in a script and inside a notebook's running loop.
+
+        Args:
+            rollouts: B rollouts; images are sent along, each item once.
+            estimator: of the advantages over these rollouts.
+            group_size: wait until so many rollouts of each group have been scored, whoever sends them; the advantage is
+                then the decoupled scalar, for a trainer that takes one reward a rollout.
+
+        Raises:
+            InputError: what the server refuses: rollouts, a setting, the token. The message is the server's.
+            ServerError: it cannot be reached, or could not answer in any of the attempts.
+        """
+        return run(self.ascore(rollouts, estimator=estimator, group_size=group_size))
+
+    async def ascore(
+        self, rollouts: Sequence[Rollout], *, estimator: str = "gdpo", group_size: int | None = None
+    ) -> ScoreAnswer:
+        """`score`, to be awaited."""
+        body = {**_sent(rollouts), "estimator": estimator, "group_size": group_size}
+        return ScoreAnswer.model_validate_json(await self._post("/score", body))
+
+    async def _post(self, path: str, body: Mapping[str, Any]) -> bytes:
+        headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
+        trouble = ""
+        for attempt in range(self.attempts):
+            if attempt:
+                await asyncio.sleep(random.uniform(0, 2.0**attempt))
+            # Of its own: a client that is kept belongs to the event loop that first used it.
+            async with self._http.AsyncClient(verify=self._verify, timeout=self.timeout) as http:
+                try:
+                    response = await http.post(self.url + path, json=body, headers=headers)
+                except self._http.TransportError as error:
+                    trouble = f"{type(error).__name__} {error}".strip()
+                    continue
+            if response.is_success:
+                return response.content
+            trouble = f"{response.status_code} {_detail(response)}"
+            if response.status_code not in AGAIN:
+                raise InputError(f"{self.url}{path}: {trouble}")
+        raise ServerError(f"{self.url}{path}: no answer in {self.attempts} attempts; the last: {trouble}")
+
+
+def _sent(rollouts: Sequence[Rollout]) -> dict[str, Any]:
+    """The rollouts as a request holds them, each item once."""
+    items: dict[str, Item] = {}
+    for rollout in rollouts:
+        if not rollout.item.same_as(items.setdefault(rollout.item.id, rollout.item)):
+            raise InputError(
+                f"rollouts: two different items have the id {rollout.item.id!r}; item ids have to be unique"
+            )
+    return {
+        "items": [_with_image(item).model_dump(mode="json", exclude={"metadata"}) for item in items.values()],
+        "rollouts": [{"item": r.item.id, "caption": r.caption, "id": r.id, "group": r.group} for r in rollouts],
+    }
+
+
+def _with_image(item: Item) -> Item:
+    """The item with the image itself where it has a path: the server opens no file."""
+    if not isinstance(item.image, Path):
+        return item
+    try:
+        return item.model_copy(update={"image": item.image.read_bytes()})
+    except OSError as error:
+        raise InputError(f"item {item.id!r}: image: got {str(item.image)!r}, which cannot be read ({error})") from None
+
+
+def _detail(response: Any) -> str:
+    try:
+        detail = response.json()["detail"]
+        faults = detail if isinstance(detail, str) else "; ".join(_place(fault) + fault["msg"] for fault in detail)
+    except (ValueError, LookupError, TypeError):  # somebody else's answer
+        return str(response.text[:200])
+    return faults
+
+
+def _place(fault: Mapping[str, Any]) -> str:
+    place = ".".join(str(part) for part in fault["loc"][1:])
+    return f"{place}: " if place else ""
