@@ -62,8 +62,11 @@ def test_of_a_rollout() -> None:
         "b": 0.5,
         "c": None,
         "raw.b": 1.0,
+        "missing.a": "",
+        "missing.b": "",
+        "missing.c": "server",
         "missing": 1,
-        "why_missing": "c: missing (server): server is down",
+        "why_missing": "c: server: server is down",
     }
 
 
@@ -115,7 +118,8 @@ def test_a_component_that_raises(caplog: pytest.LogCaptureFixture) -> None:
     assert called(score, "a cup")["a"] == 0.5
     row = called(score, "crash", {"id": "cup"})
     assert (row["score"], row["a"], row["missing"]) == (0.0, None, 1)
-    assert "item 'cup': not scored: component 'a': ConnectionError: gone" in caplog.text
+    assert list(row) == list(called(score, "a cup"))  # verl's legacy trainer wants the same keys in the same order
+    assert "item 'cup': no score: component 'a': ConnectionError: gone" in caplog.text
     with pytest.raises(InputError, match="row 0: Item 'cup': questions"):
         called(score, "a cup", {"id": "cup", "questions": 3})
 
@@ -145,14 +149,14 @@ def test_settings() -> None:
         "reward.custom_reward_function.name=reward",
         "reward.reward_manager.name=gdpo",
         "algorithm.adv_estimator=gdpo",
-        r"+algorithm.gdpo_reward_keys=[a,'it\'s b']",
+        r"+algorithm.gdpo_reward_keys=['a','it\'s b']",
         "+algorithm.gdpo_reward_weights=[0.25,1.0]",
         f"+ray_kwargs.ray_init.runtime_env.env_vars.VERL_USE_EXTERNAL_MODULES={PLUGIN}",
         "trainer.use_v1=true",
         "trainer.v1.trainer_mode=capreward_colocate_async",
     ]
     legacy = verl_overrides(suite, path="reward.py", v1=False)
-    assert legacy[0] == f"reward.custom_reward_function.path={Path('reward.py').absolute()}"
+    assert legacy[0] == f"reward.custom_reward_function.path='{Path('reward.py').absolute()}'"
     assert legacy[-1] == "trainer.use_v1=false"
     with pytest.raises(InputError, match=r"mode: got 'fast', expected one of \['sync'"):
         verl_overrides(suite, path="reward.py", mode="fast")
@@ -168,7 +172,7 @@ class TestCommand:
         assert main(["verl-overrides", f"{file}:reward", "--mode", "separate_async"]) == 0
         printed = capsys.readouterr().out.splitlines()
         assert printed == verl_overrides(suite_in(file, "reward"), path=file, name="reward", mode="separate_async")
-        assert "+algorithm.gdpo_reward_keys=[short,'even shorter']" in printed
+        assert "+algorithm.gdpo_reward_keys=['short','even shorter']" in printed
         assert main(["verl-overrides", f"{file}:reward", "--legacy"]) == 0
         assert "trainer.use_v1=false" in capsys.readouterr().out
 

@@ -11,10 +11,14 @@ import pytest
 import torch
 from tensordict import TensorDict
 from verl import DataProto
+from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics, AgentLoopWorker, _InternalAgentLoopOutput
 from verl.experimental.reward_loop.reward_loop import RewardLoopWorker
 from verl.trainer.ppo.metric_utils import process_validation_metrics
+from verl.trainer.ppo.ray_trainer import compute_advantage
+from verl.trainer.ppo.reward import extract_reward
 from verl_config import composed
 
+from capreward import gdpo
 from capreward.errors import InputError
 
 ITEM = {"id": "cup", "references": np.array(["a white cup on a table"], object), "rubric": None, "index": 3}
@@ -54,6 +58,10 @@ def batch(worker: RewardLoopWorker, *captions: str, extra_info: Any = ITEM) -> D
     )
 
 
+def widened(rows: torch.Tensor, width: int) -> torch.Tensor:
+    return torch.nn.functional.pad(rows, (0, width - rows.shape[1]))
+
+
 def scored(worker: RewardLoopWorker, *captions: str, **fields: Any) -> list[dict[str, Any]]:
     done: list[dict[str, Any]] = worker.loop.run_until_complete(
         worker.compute_score_batch(batch(worker, *captions, **fields))
@@ -71,7 +79,7 @@ def test_the_reward_loop_calls_it(suite_file: Path, tokenizer_folder: Path, mana
     assert [info["short"] for info in infos] == [pytest.approx(1 / 7), pytest.approx(1 / 3), 0.0, 0.2, 0.0]
     assert [info["raw.short"] for info in infos] == [pytest.approx(1 / 7), pytest.approx(1 / 3), None, 0.2, 0.0]
     assert [info["missing"] for info in infos] == [0, 0, 0, 1, 0]
-    assert [info["why_missing"] for info in infos] == ["", "", "", "colours: missing (timeout): slept", ""]
+    assert [info["why_missing"] for info in infos] == ["", "", "", "colours: timeout: slept", ""]
     expected = [(1 + 0.5 / 7) / 1.5, (0.5 + 0.5 / 3) / 1.5, 0.0, 0.2, 0.0]
     assert [row["reward_score"] for row in rows] == [pytest.approx(score) for score in expected]
 
@@ -90,10 +98,12 @@ def test_a_component_that_raises_is_missing_once_something_was_scored(
         "colours": None,
         "short": None,
         "raw.short": None,
+        "missing.colours": "",
+        "missing.short": "",
         "missing": 2,
         "why_missing": "component 'colours': ConnectionError: the judge is gone",
     }
-    assert "item 'cup': not scored: component 'colours': ConnectionError" in caplog.text
+    assert "item 'cup': no score: component 'colours': ConnectionError" in caplog.text
 
 
 def test_a_wrong_item_is_refused(suite_file: Path, tokenizer_folder: Path) -> None:
@@ -112,8 +122,49 @@ def test_validation_metrics_are_of_what_is_present(suite_file: Path, tokenizer_f
     assert metrics["colours"]["mean@1"] == 1.0
     assert metrics["missing"]["mean@2"] == 0.75
     assert metrics["short"]["mean@2"] == pytest.approx((1 / 7 + 1 / 5 + 1 / 4 + 1 / 3) / 4)
-    assert "why_missing" not in metrics
+    assert not {"missing.colours", "why_missing"} & set(metrics)
 
     infos["colours"] = [math.nan if value is None else value for value in infos["colours"]]
     nan = process_validation_metrics(["captions"] * 4, uids, infos)["captions"]
     assert math.isnan(nan["colours"]["mean@2"])
+
+
+def test_on_the_way_to_the_legacy_trainer(suite_file: Path, tokenizer_folder: Path) -> None:
+    """Two of its agent loop's workers, of which only one has missing scores, then its advantages."""
+    loop = worker(suite_file, tokenizer_folder)
+    agent = object.__new__(AgentLoopWorker)
+    agent.reward_loop_worker_handles = [loop]
+    halves = []
+    for captions in (("a white white cup on a table", "a white cup"), ("asleep cup on a table", "cup cup cup a crash")):
+        data = batch(loop, *captions)
+        rows = loop.loop.run_until_complete(loop.compute_score_batch(data))
+        written = widened(data.batch["attention_mask"][:, 1:], 9)
+        halves.append(
+            agent._postprocess(
+                [
+                    _InternalAgentLoopOutput(
+                        prompt_ids=data.batch["prompts"][[k]],
+                        response_ids=widened(data.batch["responses"][[k]], 9),
+                        response_mask=written[[k]],
+                        attention_mask=widened(data.batch["attention_mask"][[k]], 10),
+                        input_ids=torch.zeros(1, 10),
+                        position_ids=torch.zeros(1, 10),
+                        reward_score=row["reward_score"],
+                        metrics=AgentLoopMetrics(),
+                        extra_fields={"reward_extra_info": row["reward_extra_info"]},
+                    )
+                    for k, row in enumerate(rows)
+                ]
+            )
+        )
+    data = DataProto.concat(halves)
+    rewards, infos = extract_reward(data)
+    assert rewards.sum(dim=1).tolist() == pytest.approx(infos["score"].tolist())
+    assert infos["missing.colours"].tolist() == ["", "", "timeout", ""]
+    data.batch["token_level_rewards"] = rewards
+    data.non_tensor_batch["uid"] = np.array(["cup"] * 4, dtype=object)
+    data = compute_advantage(data, adv_estimator="gdpo", config=loop.config.algorithm)
+    values = np.array([[1, 1 / 7], [0.5, 1 / 3], [np.nan, 1 / 5], [np.nan, np.nan]])
+    expected = gdpo(values, ["cup"] * 4, [1.0, 0.5])
+    np.testing.assert_array_equal(data.batch["advantages"][:, 0].numpy(), np.float32(expected))
+    assert expected[3] == 0

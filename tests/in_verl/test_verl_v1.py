@@ -152,6 +152,7 @@ def test_advantages_reach_the_queue(config: Any, batch: KVBatchMeta) -> None:
     assert sum(key.startswith("pad") for key in batch.keys) == 3
 
     assert metrics["capreward/colours/missing"] == pytest.approx(1 / 7)
+    assert metrics["capreward/colours/missing_timeout"] == pytest.approx(1 / 7)
     assert metrics["capreward/colours/varies"] == pytest.approx(1 / 3)
     assert metrics["capreward/colours/value"] == pytest.approx((1 + 0.5 + 0 + 0.5 + 0.5 + 0.5) / 6)
     assert metrics["capreward/short/gated"] == pytest.approx(1 / 7)

@@ -9,16 +9,18 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import logging
-import math
-import re
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from capreward.adapters.batches import with_none
 from capreward.data import items_of
 from capreward.errors import ComponentError, InputError
 from capreward.records import Rollout
+from capreward.scoring import ScoreTable
 from capreward.suite import RewardSuite, start
 
 PLUGIN = "capreward.adapters.verl_plugin"
@@ -45,7 +47,10 @@ def score_function(
       the advantages are made of the components.
     - each component by its name: its value after the gates; None where it is missing.
     - `raw.NAME` of each component that has a gate: its score before the gates, None where there is none.
+    - `missing.NAME` of each component: the reason (`capreward.Reason`), or "".
     - `missing`: how many components have no value, and `why_missing`: which and why, or "".
+
+    None stands for missing, and not NaN, since verl's validation metrics leave None out of their means.
 
     A component that raises makes the rollout's scores missing, with a line in the log; until something has been scored in
     this process it raises ComponentError, since then the mistake is in the set-up.
@@ -77,30 +82,20 @@ def score_function(
             _check_names(made)
             suite = made
         rollout = Rollout(item=items_of([extra_info or {}], columns=columns)[0], caption=solution_str)
-        gated = {gate.target for gate in suite.gates}
+        table, why = None, ""
         try:
             # in capreward's own loop, where the judges' connections live; verl may call from several
             table = await asyncio.wrap_future(start(suite.ascore([rollout], part=True)))
         except ComponentError as error:
             if not worked:
                 raise
-            log.warning("item %r: not scored: %s", rollout.item.id, error)
-            nothing = dict.fromkeys([*suite.names, *(f"raw.{name}" for name in suite.names if name in gated)])
-            return {"score": 0.0, **nothing, "missing": len(suite.names), "why_missing": str(error)}
-        total, values, raw = _or_none(table.total()[0]), table.values[0], table.raw[0]
-        missing = {k for _, k in table.missing}
-        if len(missing) < len(suite.names):
+            why = str(error)
+        answer = _answer(suite, table, why)
+        if answer["missing"] < len(suite.names):
             worked = True
-        why = "; ".join(f"{name}: {table.why(0, k)}" for k, name in enumerate(suite.names) if k in missing)
-        if total is None:
-            log.warning("item %r: no score: %s", rollout.item.id, why)
-        return {
-            "score": total or 0.0,
-            **{name: _or_none(value) for name, value in zip(suite.names, values, strict=True)},
-            **{f"raw.{name}": _or_none(raw[k]) for k, name in enumerate(suite.names) if name in gated},
-            "missing": len(missing),
-            "why_missing": why,
-        }
+        else:
+            log.warning("item %r: no score: %s", rollout.item.id, answer["why_missing"])
+        return answer
 
     compute_score.make_suite = make_suite  # type: ignore[attr-defined]  # for `capreward verl-overrides`
     return compute_score
@@ -158,16 +153,29 @@ def suite_in(path: str | Path, name: str = "compute_score") -> RewardSuite:
     return suite
 
 
+def _answer(suite: RewardSuite, table: ScoreTable | None, why: str) -> dict[str, Any]:
+    """What the score function returns: always the same keys in the same order, as verl wants them."""
+    nothing = np.full(len(suite.names), np.nan)
+    values = dict(zip(suite.names, with_none(nothing if table is None else table.values[0]), strict=True))
+    raw = dict(zip(suite.names, with_none(nothing if table is None else table.raw[0]), strict=True))
+    total = None if table is None else with_none(table.total())[0]
+    missing = {} if table is None else {suite.names[k]: cell for (_, k), cell in table.missing.items()}
+    gated = {gate.target for gate in suite.gates}
+    return {
+        "score": total or 0.0,
+        **values,
+        **{f"raw.{name}": score for name, score in raw.items() if name in gated},
+        **{f"missing.{name}": str(missing[name].reason) if name in missing else "" for name in suite.names},
+        "missing": sum(value is None for value in values.values()),
+        "why_missing": why or "; ".join(f"{name}: {cell.reason}: {cell.detail}" for name, cell in missing.items()),
+    }
+
+
 def _check_names(suite: RewardSuite) -> None:
     if taken := sorted(TAKEN & set(suite.names)):
         raise InputError(f"component {taken[0]!r}: verl has that name already; expected none of {sorted(TAKEN)}")
 
 
-def _or_none(value: float) -> float | None:
-    """None, and not NaN, since verl's validation metrics leave None out of their means."""
-    return None if math.isnan(value) else float(value)
-
-
 def _quoted(text: str) -> str:
-    """In Hydra's grammar."""
-    return text if re.fullmatch(r"[\w./-]+", text, re.ASCII) else "'" + text.replace("'", r"\'") + "'"
+    """In Hydra's grammar, where a bare `1` or `true` would be no text."""
+    return "'" + text.replace("'", r"\'") + "'"

@@ -20,6 +20,7 @@ from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY
 from capreward.adapters.verl import MODES
 from capreward.advantage import check_weights, gdpo
 from capreward.errors import InputError
+from capreward.missing import Missing, Reason
 from capreward.scoring import ScoreTable
 
 Float = NDArray[np.float64]
@@ -83,7 +84,7 @@ def names_of(config: Any) -> tuple[str, ...]:
 
 
 def table_of(infos: Mapping[str, Mapping[str, Any]], groups: Sequence[str], config: Any) -> ScoreTable:
-    """What the score function returned, as a table without the reasons.
+    """What the score function returned, as a table.
 
     Args:
         infos: of N rollouts, by their ids.
@@ -110,7 +111,12 @@ def table_of(infos: Mapping[str, Mapping[str, Any]], groups: Sequence[str], conf
         weights=check_weights(config.get("gdpo_reward_weights"), len(names)),
         scores=(),
         gated={(int(row), int(k)): "" for row, k in np.argwhere(changed)},
-        missing={},
+        missing={
+            (row, k): Missing(Reason(info[f"missing.{name}"]))
+            for row, info in enumerate(infos.values())
+            for k, name in enumerate(names)
+            if info.get(f"missing.{name}")
+        },
     )
 
 
