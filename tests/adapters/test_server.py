@@ -18,7 +18,9 @@ from typing import Any
 import httpx2
 import numpy as np
 import pytest
+import schemathesis
 from adapters.served import Told, gated, serving, told
+from hypothesis import HealthCheck, settings
 
 from capreward import Item, RewardSuite, Rollout, gdpo
 from capreward.adapters import server
@@ -560,3 +562,22 @@ def test_its_own_settings() -> None:
     with pytest.raises(InputError, match="two have the same id"):
         make_app(told(), items=[Item(id="x"), Item(id="x")])
     assert "docs/serving.md" in str(server.__doc__)
+
+
+# ---------------------------------------------------------------------------------------------------------- any input at all
+
+
+FAST = make_app(told(), items=[Item(id="cup")], max_body=100_000, timeout=2.0, group_timeout=0.02)
+API = schemathesis.openapi.from_asgi("/openapi.json", FAST)
+BEYOND_A_SCHEMA = [
+    schemathesis.checks.CHECKS.get_one("negative_data_rejection"),  # the records also take 0 for false
+    schemathesis.checks.CHECKS.get_one(
+        "positive_data_acceptance"
+    ),  # ids have to be unique and known, lists equally long
+]
+
+
+@API.parametrize()
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+def test_whatever_comes_is_answered_as_documented(case: schemathesis.Case) -> None:
+    case.call_and_validate(excluded_checks=BEYOND_A_SCHEMA)

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import to_json
+
 from capreward.adapters.wire import ScoreAnswer
 from capreward.errors import InputError, ServerError, missing_extra
 from capreward.records import Item, Rollout
@@ -73,7 +75,10 @@ class Client:
         return ScoreAnswer.model_validate_json(await self._post("/score", body))
 
     async def _post(self, path: str, body: Mapping[str, Any]) -> bytes:
-        headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
+        content = to_json(body, inf_nan_mode="null", fallback=str)
+        headers = {"Content-Type": "application/json"}
+        if self._token:
+            headers["Authorization"] = f"Bearer {self._token}"
         trouble = ""
         for attempt in range(self.attempts):
             if attempt:
@@ -81,7 +86,7 @@ class Client:
             # Of its own: a client that is kept belongs to the event loop that first used it.
             async with self._http.AsyncClient(verify=self._verify, timeout=self.timeout) as http:
                 try:
-                    response = await http.post(self.url + path, json=body, headers=headers)
+                    response = await http.post(self.url + path, content=content, headers=headers)
                 except self._http.TransportError as error:
                     trouble = f"{type(error).__name__} {error}".strip()
                     continue
@@ -102,8 +107,8 @@ def _sent(rollouts: Sequence[Rollout]) -> dict[str, Any]:
                 f"rollouts: two different items have the id {rollout.item.id!r}; item ids have to be unique"
             )
     return {
-        "items": [_with_image(item).model_dump(mode="json", exclude={"metadata"}) for item in items.values()],
-        "rollouts": [{"item": r.item.id, "caption": r.caption, "id": r.id, "group": r.group} for r in rollouts],
+        "items": [_with_image(item) for item in items.values()],
+        "rollouts": [{**dict(rollout), "item": rollout.item.id} for rollout in rollouts],
     }
 
 

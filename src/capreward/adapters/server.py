@@ -160,7 +160,7 @@ def make_app(
         for one in sent.rollouts:
             item = item_of(one.item, others)
             group = item.id if one.group is None else one.group
-            rollouts.append(Rollout(item=item, caption=one.caption, id=one.id, group=group))
+            rollouts.append(Rollout(**{**dict(one), "item": item, "group": group}))
 
         async def work() -> ScoreAnswer:
             table = await scored(rollouts)

@@ -81,6 +81,8 @@ class SentRollout(Sent):
     """Unique in a request where given."""
     group: Id | None = None
     """Rollouts with the same group are compared with one another; the item's id unless given."""
+    metadata: dict[str, Any] = {}
+    """Anything; for components that read it."""
 
 
 class ScoreRequest(Sent):
