@@ -88,6 +88,14 @@ def in_order(gates: Sequence[Gate]) -> list[Gate]:
     return sorted(gates, key=lambda gate: bool(gate.reads))
 
 
+class Recorder(Protocol):
+    """Keeps what a suite scores (`capreward.ledger.LedgerWriter`)."""
+
+    def write(self, suite: Any, table: ScoreTable, rollouts: Sequence[Rollout]) -> None:
+        """Add the rollouts of a table."""
+        ...
+
+
 ScoreMethod = Callable[[Any, Sequence[Rollout]], Awaitable[Sequence[Score | Missing]]]
 
 EMPTY = Score(0.0, "empty caption")
@@ -311,12 +319,13 @@ class ScoreTable:
                 "group": rollout.group,
                 "item": rollout.item.id,
                 "caption": rollout.caption,
-                "scores": {name: self._cell(row, k) for k, name in enumerate(self.names)},
+                "scores": {name: self.cell(row, k) for k, name in enumerate(self.names)},
                 "total": _or_none(total[row]),
                 "advantages": {name: float(column[row]) for name, column in advantages.items()},
             }
 
-    def _cell(self, row: int, column: int) -> dict[str, Any]:
+    def cell(self, row: int, column: int) -> dict[str, Any]:
+        """One rollout's score on one component, and what stands behind it, as JSON-ready data; None = missing."""
         score = self.scores[column][row]
         missing = self.missing.get((row, column))
         return {

@@ -25,6 +25,7 @@ from capreward.scoring import (
     Component,
     Float,
     Gate,
+    Recorder,
     Score,
     ScoreTable,
     checked,
@@ -53,6 +54,7 @@ class RewardSuite:
         count: how `max_length` is counted: words by default, `components.length.tokens(tokenizer)` for the policy's tokens.
         max_missing: largest share of rollouts, in [0, 1], whose score on a component may be missing in one call. Above half
             a warning is logged in any case. Components of weight 0 are not counted.
+        ledger: keeps every rollout with its scores and reasons, such as `LedgerWriter("ledger")`.
         spare: do not ask a judge about what a gate has already set to 0 or to Missing. Turn it off to collect
             raw scores for ablations of the gates.
 
@@ -74,6 +76,7 @@ class RewardSuite:
         count: Callable[[str], int] = count_words,
         max_missing: float = 1.0,
         spare: bool = True,
+        ledger: Recorder | None = None,
     ) -> None:
         if not isinstance(components, Mapping) or not components:
             raise InputError(f"components: got {components!r}, expected at least one by its name: {{name: component}}")
@@ -107,6 +110,7 @@ class RewardSuite:
                         f"{type(gate).__name__}: got component {name!r}, expected one of {list(self.names)}"
                     )
         self.max_length, self.count, self.max_missing, self.spare = max_length, count, max_missing, spare
+        self.ledger = ledger
         judges = (getattr(component, "judge", None) for component in self.components.values())
         self.judges = tuple({id(judge): judge for judge in judges if isinstance(judge, Judge)}.values())
         """Those of the components, each once."""
@@ -131,7 +135,7 @@ class RewardSuite:
             raise InputError("rollouts: got a single Rollout, expected a list of them")
         rollouts = list(rollouts)
         ids = _ids(rollouts)
-        decided = [self._decided(rollout) for rollout in rollouts]
+        decided = [self.decided(rollout) for rollout in rollouts]
         early = [gate for gate in self.gates if not gate.reads]
         factors = {id(gate): _factors(gate, rollouts, {}) for gate in early}
         settled: dict[str, list[Score | Missing | None]] = {name: list(decided) for name in self.names}
@@ -173,6 +177,8 @@ class RewardSuite:
                 (judge.name, judge.usage.since(usage)) for judge, usage in zip(self.judges, before, strict=True)
             ),
         )
+        if self.ledger:
+            self.ledger.write(self, table, rollouts)
         if not part:
             self.check_missing(table)
         return table
@@ -198,7 +204,7 @@ class RewardSuite:
             columns = await side_by_side(ask(name) for name in self.names)
         return dict(zip(self.names, columns, strict=True))
 
-    def _decided(self, rollout: Rollout) -> Score | None:
+    def decided(self, rollout: Rollout) -> Score | None:
         """0 for what no component needs to look at: an empty caption, or one beyond the limit."""
         if rollout.is_empty:
             return EMPTY

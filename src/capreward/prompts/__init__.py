@@ -27,3 +27,8 @@ def load(name: str) -> Prompt:
     text = (Path(__file__).parent / f"{name}.txt").read_text(encoding="utf-8")
     system, _, user = text.partition("\n---\n")
     return Prompt(system.strip(), user.strip(), hashlib.sha256(text.encode()).hexdigest()[:12])
+
+
+def hashes() -> dict[str, str]:
+    """The hash of every prompt, by name."""
+    return {path.stem: load(path.stem).hash for path in sorted(Path(__file__).parent.glob("*.txt"))}
