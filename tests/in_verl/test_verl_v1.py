@@ -1,6 +1,6 @@
 """verl's default trainer: a Ray on this machine, real workers of the reward loop, a real transfer queue; no policy and no GPU.
 
-Not verl's: the captions, which no engine wrote, and what a trainer's `__init__` would want GPUs for.
+Not verl's: the captions, which no engine wrote, and the workers that need GPUs.
 """
 
 from __future__ import annotations
@@ -38,6 +38,9 @@ CAPTIONS = {
     "two": ("a white cup on a table", "a white cup"),
     "three": ("a white cup on a table",),
 }
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:Disabled critic")
 
 
 @pytest.fixture(scope="module")
@@ -117,9 +120,8 @@ def batch(queue: Any, config: Any, tokenizer_folder: Path) -> KVBatchMeta:
 
 
 def trainer(config: Any, name: str = "capreward_sync") -> PPOTrainer:
-    made = object.__new__(get_trainer_cls(name))
-    made.config = config
-    return made
+    """verl's own, but for `init`, which starts the workers that need GPUs."""
+    return get_trainer_cls(name)(config.copy())
 
 
 def expected() -> dict[str, float]:
@@ -136,7 +138,8 @@ def expected() -> dict[str, float]:
 
 def test_advantages_reach_the_queue(config: Any, batch: KVBatchMeta) -> None:
     metrics: dict[str, Any] = {}
-    written = trainer(config)._compute_advantage(batch, metrics)
+    made = trainer(config)
+    written = made._compute_advantage(batch, metrics)
     fields = ["advantages", "returns", "response_mask"]
     data = transfer_queue.kv_batch_get(keys=written.keys, partition_id="train", select_fields=fields)
     advantages = expected()
@@ -151,6 +154,9 @@ def test_advantages_reach_the_queue(config: Any, batch: KVBatchMeta) -> None:
         torch.testing.assert_close(data["returns"][row], per_token, rtol=0, atol=0)
     assert sum(key.startswith("pad") for key in batch.keys) == 3
 
+    made._get_n_gpus_for_throughput = lambda: 1
+    made._compute_metrics(written, metrics, {"step": 1.0, "gen": 1.0}, global_steps=2, epoch=0)
+    assert metrics["critic/advantages/max"] == np.float32(max(advantages.values()))
     assert metrics["capreward/colours/missing"] == pytest.approx(1 / 7)
     assert metrics["capreward/colours/missing_timeout"] == pytest.approx(1 / 7)
     assert metrics["capreward/colours/varies"] == pytest.approx(1 / 3)
@@ -187,6 +193,5 @@ def test_a_ray_worker_finds_the_trainer(mode: str) -> None:
 
 
 def test_verl_sees_its_own_mode(config: Any) -> None:
-    changed = config.copy()
-    made = get_trainer_cls("capreward_sync")(changed)
-    assert made.trainer_mode == changed.trainer.v1.trainer_mode == "sync"
+    made = trainer(config)
+    assert made.trainer_mode == made.config.trainer.v1.trainer_mode == "sync"
