@@ -31,6 +31,11 @@ class _Group:
     members: dict[asyncio.Future[Place], Float] = field(default_factory=dict)
     timer: asyncio.TimerHandle | None = None
 
+    @property
+    def waiting(self) -> int:
+        """Members without those who are cancelled, but have not had their turn to leave."""
+        return sum(not future.done() for future in self.members)
+
 
 class Groups:
     """Collects scored rollouts by group, and answers each when its group is full or has waited long enough.
@@ -50,7 +55,7 @@ class Groups:
     @property
     def waiting(self) -> int:
         """Rollouts that wait now."""
-        return sum(len(group.members) for group in self._groups.values())
+        return sum(group.waiting for group in self._groups.values())
 
     def close(self) -> None:
         """Answers all who wait with what has come; from now on nobody waits."""
@@ -82,7 +87,7 @@ class Groups:
             group = self._groups[key] = _Group(timer=loop.call_later(self.timeout, self._answer, key))
         future: asyncio.Future[Place] = loop.create_future()
         group.members[future] = row
-        if sum(not member.done() for member in group.members) == key[1]:  # one who is about to leave is done already
+        if group.waiting == key[1]:
             self._answer(key)
         return future
 

@@ -80,10 +80,8 @@ def make_app(
     """
     try:
         from fastapi import FastAPI, HTTPException, Request, Response, Security
-        from fastapi.exceptions import RequestValidationError
-        from fastapi.responses import JSONResponse, PlainTextResponse
+        from fastapi.responses import PlainTextResponse
         from fastapi.security import HTTPBearer
-        from starlette.exceptions import HTTPException as AnyHTTPException
     except ImportError as error:
         raise missing_extra("The server", "server", error) from error
 
@@ -93,25 +91,27 @@ def make_app(
     )  # fmt: skip
     if not math.isfinite(timeout + group_timeout):
         raise InputError(f"server: got timeout={timeout} and group_timeout={group_timeout}, expected finite numbers")
-    if token is not None and not token.strip():
-        raise InputError("server: got an empty token, expected a secret text, or None to serve without")
+    token = token and token.strip()
+    if token is not None and not (token and token.isascii() and token.isprintable()):
+        raise InputError("token: got an empty one or one with special characters, expected printable ASCII, or None")
     known = {item.id: item for item in items}
     if len(known) < len(items):
         raise InputError("items: two have the same id; item ids have to be unique")
     groups = Groups(suite.weights, group_timeout)
     metrics = Metrics(suite.judges, lambda: groups.waiting)
 
+    refused: dict[int | str, dict[str, Any]] = {}
+    secured = []
+    if token is not None:  # for the page alone: the door has seen the token before
+        refused[401] = {"model": Problem, "description": "Wrong or no token"}
+        secured.append(Security(HTTPBearer(auto_error=False, description="The text in CAPREWARD_TOKEN")))
     responses: dict[int | str, dict[str, Any]] = {
-        status: {"model": Problem, "description": text}
-        for status, text in {
-            **({} if token is None else {401: "Wrong or no token"}),
-            413: "The body is too large",
-            503: "The suite cannot score this now: a component broke, or too many scores are missing",
-            504: "The suite did not answer in time",
-        }.items()
+        **refused,
+        413: {"model": Problem, "description": "The body is too large"},
+        422: {"model": Faults, "description": "The request cannot be used; `loc` names the field"},
+        503: {"model": Problem, "description": "A component broke, or too many scores are missing"},
+        504: {"model": Problem, "description": "Not scored in time"},
     }
-    responses[422] = {"model": Faults, "description": "The request cannot be used; `loc` names the field"}
-    secured = [] if token is None else [Security(HTTPBearer(auto_error=False, description="CAPREWARD_TOKEN"))]
     app = FastAPI(title="capreward", version=__version__, description=__doc__, redoc_url=None)
     app.state.suite, app.state.groups, app.state.token, app.state.timeout = suite, groups, token, timeout
 
@@ -141,7 +141,7 @@ def make_app(
         """Whether the server answers. Needs no token."""
         return Health()
 
-    @app.get("/metrics", tags=["about"], dependencies=secured, response_class=PlainTextResponse)
+    @app.get("/metrics", tags=["about"], dependencies=secured, responses=refused, response_class=PlainTextResponse)
     async def read_metrics() -> Response:
         """Counters for Prometheus."""
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")
@@ -202,6 +202,19 @@ def make_app(
         answer = await _while_connected(request.receive, work())
         return Response(answer.model_dump_json(), media_type="application/json")
 
+    _answer_errors(app, timeout)
+    paths = {getattr(route, "path", "") for route in app.routes}
+    app.add_middleware(Door, token=token, max_body=max_body, metrics=metrics, paths=paths)
+    return app
+
+
+def _answer_errors(app: "FastAPI", timeout: float) -> None:
+    """What the app answers where a handler raises: 422 for what came in, 503 and 504 for what became of it here."""
+    from fastapi import Request, Response
+    from fastapi.exceptions import RequestValidationError
+    from fastapi.responses import JSONResponse
+    from starlette.exceptions import HTTPException
+
     def problem(status: int, error: object, headers: Mapping[str, str] | None = None) -> JSONResponse:
         if status >= 500:
             log.warning("status=%d error=%s", status, json.dumps(str(error)))
@@ -222,8 +235,8 @@ def make_app(
     async def _unusable(_: Request, error: InputError) -> JSONResponse:
         return faults((["body"], str(error), "input_error"))
 
-    @app.exception_handler(AnyHTTPException)
-    async def _http(_: Request, error: AnyHTTPException) -> JSONResponse:
+    @app.exception_handler(HTTPException)
+    async def _http(_: Request, error: HTTPException) -> JSONResponse:
         if error.status_code == 400:  # a body that Python's parser gives up on: nested too deeply, endless numbers
             return faults((["body"], str(error.detail), "json_invalid"))
         return problem(error.status_code, error.detail, error.headers)
@@ -240,10 +253,6 @@ def make_app(
     @app.exception_handler(_GoneError)
     async def _gone(_: Request, __: Exception) -> Response:
         return Response(status_code=GONE)
-
-    paths = {getattr(route, "path", "") for route in app.routes}
-    app.add_middleware(Door, token=token, max_body=max_body, metrics=metrics, paths=paths)
-    return app
 
 
 def serve(app: "FastAPI", *, host: str = "127.0.0.1", port: int = 8900) -> None:
@@ -382,7 +391,10 @@ async def _while_connected(receive: Callable[[], Awaitable[Any]], work: Coroutin
 
 def _in_request(table: ScoreTable, estimator: str) -> list[Place]:
     sizes = Counter(table.groups.tolist())
-    advantages = table.advantages(estimator).tolist()
+    try:
+        advantages = table.advantages(estimator).tolist()
+    except ValueError as error:
+        raise InputError(f"estimator {estimator!r}: {error}") from None
     return [Place(a, sizes[group]) for a, group in zip(advantages, table.groups.tolist(), strict=True)]
 
 
