@@ -15,6 +15,7 @@ from PIL import Image
 
 from capreward import LiteJudge, Rollout, __version__
 from capreward.cli import main
+from capreward.ledger import Ledger
 from capreward.presets import everything
 
 Write = Callable[..., Path]
@@ -122,7 +123,7 @@ class TestDemo:
         assert all((cell["value"], cell["missing"], cell["gated"]) == (0, None, True) for cell in spared)
         with Image.open(tmp_path / "demo" / "scores.png") as picture:
             assert picture.format == "PNG"
-        assert sorted(path.name for path in (tmp_path / "demo").iterdir()) == ["scores.jsonl", "scores.png"]
+        assert sorted(path.name for path in (tmp_path / "demo").iterdir()) == ["ledger", "scores.jsonl", "scores.png"]
         out = capsys.readouterr().out
         assert "54 rollouts in 9 groups" in out
         assert "Mean by kind" in out
@@ -213,7 +214,7 @@ class TestScore:
         assert run("score", write(*ROWS), "--out", folder) == 0
         assert run("score", write(ROWS[1]), "--out", folder) == 0
         assert len(written(folder)) == 2
-        assert sorted(path.name for path in folder.iterdir()) == ["scores.jsonl", "scores.png"]
+        assert sorted(path.name for path in folder.iterdir()) == ["ledger", "scores.jsonl", "scores.png"]
 
 
 class TestErrors:
@@ -237,7 +238,6 @@ class TestErrors:
             (["captions.jsonl", "--suite", "caprl", "--weight", "qa=0"], "weights: all are zero"),
             (["captions.jsonl", "--max-length", "0"], "max_length: got 0, expected a number >= 1"),
             (["captions.jsonl", "--max-missing", "2"], "max_missing: got 2.0, expected a share in [0, 1]"),
-            (["captions.jsonl", "--max-missing", "0.5"], "component 'precision_vs_facts': missing for 3 of 4 rollouts"),
             (["broken.parquet"], "broken.parquet: not a parquet file"),
             (["captions.jsonl", "--out", "broken.jsonl"], "--out: got 'broken.jsonl', but "),
             (["captions.jsonl", "--out", "broken.jsonl/scores"], "--out: got 'broken.jsonl/scores'"),
@@ -260,6 +260,14 @@ class TestErrors:
         assert message.count("\n") == 1
         assert message.endswith("\n")
         assert {path: path.read_bytes() for path in tmp_path.rglob("*")} == before
+
+    def test_what_was_judged_is_kept_when_too_much_is_missing(
+        self, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        write(*ROWS)
+        assert run("score", "captions.jsonl", "--max-missing", "0.5", "--out", "scores") == 2
+        assert "component 'precision_vs_facts': missing for 3 of 4 rollouts" in capsys.readouterr().err
+        assert len(list(Ledger(tmp_path / "scores" / "ledger").records())) == 4
 
     @pytest.mark.parametrize(
         ("arguments", "said"),
@@ -296,7 +304,7 @@ class TestErrors:
         with pytest.raises(OSError, match="no space left"):
             run("score", tmp_path / "captions.jsonl", "--out", folder)
         assert (folder / "scores.jsonl").read_bytes() == old
-        assert sorted(path.name for path in folder.iterdir()) == ["scores.jsonl", "scores.png"]
+        assert sorted(path.name for path in folder.iterdir()) == ["ledger", "scores.jsonl", "scores.png"]
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,10 @@ class TestWriting:
         assert ledger.rows().batch.tolist() == [0] * 10 + [1] * 5 + [2] * 5
         assert [record["step"] for record in ledger.records()][::5] == [3, 3, 4, None]
 
+    def test_a_batch_may_have_a_name(self, tmp_path: Path) -> None:
+        write(tmp_path, *(make_rollouts(1, step=3, batch=name) for name in ("a", "b", "a")))
+        assert Ledger(tmp_path).rows().batch.tolist() == [0] * 5 + [1] * 5 + [0] * 5
+
     def test_lengths(self, tmp_path: Path) -> None:
         write(tmp_path, [*make_rollouts(1), Rollout(item=Item(id="bare"), caption="A cup.")])
         rows = Ledger(tmp_path).rows()
@@ -180,7 +184,7 @@ class TestWriting:
 
     def test_a_folder_that_cannot_be_one(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
-        with pytest.raises(InputError, match=r"ledger: .*file cannot be written to"):
+        with pytest.raises(InputError, match=r"ledger: got .*, a file, expected a folder"):
             LedgerWriter(tmp_path / "file")
         with pytest.raises(InputError, match=r"no ledger; expected a folder with rollouts\.jsonl"):
             Ledger(tmp_path)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from capreward import __version__
 from capreward.data import replacing
@@ -109,7 +109,9 @@ def _parser() -> argparse.ArgumentParser:
         '  python -m verl.trainer.main_ppo "${settings[@]}" data.train_files=captions.parquet ...',
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    verl.add_argument("file", metavar="FILE[:NAME]", help="Python file, and what its score function is called (compute_score)")
+    verl.add_argument(
+        "file", metavar="FILE[:NAME]", help="Python file, and what its score function is called (compute_score)"
+    )
     verl.add_argument("--mode", default="sync", help="of verl's trainer: sync, colocate_async or separate_async (sync)")
     verl.add_argument("--legacy", action="store_true", help="for the trainer before v1 (trainer.use_v1=false)")
     verl.set_defaults(run=_verl_overrides)
@@ -119,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--by", metavar="KEY", help="print means by this key of the rollouts' metadata")
         where = "nowhere" if out is None else f"{out}/"
         command.add_argument(
-            "--out", type=Path, default=out, help=f"folder for scores.jsonl and scores.png (default: {where})"
+            "--out", type=Path, default=out, help=f"folder for scores.jsonl, scores.png and a ledger (default: {where})"
         )
     demo.set_defaults(by="kind")
     return parser
@@ -226,9 +228,12 @@ def _score(arguments: argparse.Namespace) -> None:
     from capreward import report
 
     console = report.make_console()  # a missing extra should show before anything is scored
-    suite = PRESETS[arguments.suite](
-        _judge(arguments), weights=weights, max_length=arguments.max_length, max_missing=arguments.max_missing
-    )
+    options: dict[str, Any] = {"max_length": arguments.max_length, "max_missing": arguments.max_missing}
+    if arguments.out:
+        from capreward.ledger import LedgerWriter
+
+        options["ledger"] = LedgerWriter(arguments.out / "ledger", positions={})  # in the place of an earlier one
+    suite = PRESETS[arguments.suite](_judge(arguments), weights=weights, **options)
     table = suite.score(rollouts)
     if arguments.out:  # first of all: what has been paid for must not be lost to a failing table or figure
         arguments.out.mkdir(parents=True, exist_ok=True)
@@ -239,7 +244,7 @@ def _score(arguments: argparse.Namespace) -> None:
     if arguments.out:
         with replacing(arguments.out / "scores.png") as path:
             report.figure(table).savefig(path, dpi=130, format="png")
-        print(f"wrote {arguments.out / 'scores.jsonl'} and {arguments.out / 'scores.png'}")
+        print(f"wrote {arguments.out / 'scores.jsonl'}, {arguments.out / 'scores.png'} and {arguments.out / 'ledger'}")
 
 
 def _train(arguments: argparse.Namespace) -> None:

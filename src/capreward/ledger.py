@@ -49,33 +49,30 @@ class LedgerWriter:
     """Writes what a suite scores to a folder, from any number of processes: `RewardSuite(..., ledger=LedgerWriter("ledger"))`.
 
     Args:
-        folder: made if it is not there; what it holds is added to.
+        folder: made with the first write; what it holds is added to.
         writer: name of a file of its own, for processes on several machines; those on one machine can share.
         positions: lengths in bytes that the files are cut to first, as `positions` gave them; those not named are emptied.
 
     Raises:
-        InputError: a folder that cannot be written to.
+        InputError: a file in the place of the folder.
     """
 
     def __init__(self, folder: str | Path, *, writer: str = "", positions: Mapping[str, int] | None = None) -> None:
         self.folder = Path(folder)
         self.name = f"rollouts-{writer}.jsonl" if writer else "rollouts.jsonl"
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"ledger: {self.folder} cannot be written to ({error.strerror})") from None
+        if self.folder.exists() and not self.folder.is_dir():
+            raise InputError(f"ledger: got {str(self.folder)!r}, a file, expected a folder")
         if positions is not None:
             for path in self.folder.glob("*.jsonl"):
                 os.truncate(path, min(positions.get(path.name, 0), path.stat().st_size))
-        with self._locked():
-            self._items = {row["digest"] for row in _lines(self.folder / "items.jsonl")}
-            self._suites = {row["digest"] for row in _lines(self.folder / "suites.jsonl")}
+        self._items: set[str] | None = None
+        self._suites: set[str] | None = None
 
     def write(self, suite: RewardSuite, table: ScoreTable, rollouts: Sequence[Rollout]) -> None:
         """Add a table's rollouts.
 
-        A number in their `metadata["step"]` is the training step whose policy wrote them, and makes those of one step one batch,
-        however many calls scored them.
+        A number in their `metadata["step"]` is the training step whose policy wrote them. It makes those of one step one batch,
+        however many calls scored them, unless `metadata["batch"]` names one.
         """
         batch = uuid.uuid4().hex
         described = describe(suite)
@@ -92,7 +89,7 @@ class LedgerWriter:
                 {
                     "id": table.ids[row],
                     "group": rollout.group,
-                    "batch": batch if step is None else f"step {step}",
+                    "batch": str(rollout.metadata.get("batch", batch if step is None else f"step {step}")),
                     "step": step,
                     "item": rollout.item.id,
                     "suite": suite_digest,
@@ -111,6 +108,10 @@ class LedgerWriter:
                 }
             )
         with self._locked():
+            if self._items is None or self._suites is None:
+                self._items, self._suites = (
+                    {row["digest"] for row in _lines(self.folder / name)} for name in ("items.jsonl", "suites.jsonl")
+                )
             self._append("suites.jsonl", [{"digest": suite_digest, **described}], self._suites)
             self._append("items.jsonl", items.values(), self._items)
             self._append(self.name, rows)
@@ -144,6 +145,7 @@ class LedgerWriter:
         """Alone among the processes of this machine."""
         import fcntl
 
+        self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / ".lock").open("ab") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
@@ -171,6 +173,8 @@ class Rows:
     """Number of its group, [N]; a group lies in one batch."""
     item: NDArray[np.int64]
     """Number of its item, [N]."""
+    suite: NDArray[np.int64]
+    """Place of the suite that scored it in `Ledger.suites`, [N]; the last one's where the ledger does not hold it."""
     weights: Float
     """Of the components, as the last suite had them, [K]."""
     count: str
@@ -231,16 +235,19 @@ class Ledger:
             InputError: there are none.
             MissingExtraError: without the extra `data`.
         """
-        _arrow()
+        pa = _arrow()
         import pyarrow.compute as pc
 
         columns: dict[str, list[Any]] = {}
         codes = {"batch": _Numbers(), "item": _Numbers(), "group": _Numbers()}
-        for batch in self.batches(["batch", "group", "item", "length", "ratio", "decided", "raw", "value"]):
+        suites = pa.array([suite["digest"] for suite in self.suites], pa.string())
+        for batch in self.batches(["batch", "group", "item", "suite", "length", "ratio", "decided", "raw", "value"]):
             got: dict[str, Any] = {name: _floats(batch.column(name).flatten()) for name in ("raw", "value")}
             got["ratio"] = _floats([batch.column("ratio")])[:, 0]
             got["length"] = batch.column("length").to_numpy(zero_copy_only=False)
             got["decided"] = batch.column("decided").to_numpy(zero_copy_only=False)
+            place = pc.index_in(batch.column("suite"), suites)
+            got["suite"] = pc.fill_null(place, len(suites) - 1).to_numpy().astype(np.int64)
             # a group's name may come again in another batch
             both = pc.binary_join_element_wise(batch.column("batch"), batch.column("group"), "\0")
             for name, column in (("batch", batch.column("batch")), ("item", batch.column("item")), ("group", both)):
@@ -331,11 +338,11 @@ def describe(suite: RewardSuite) -> dict[str, Any]:
         "prompts": prompts.hashes(),
         "weights": dict(zip(suite.names, suite.weights.tolist(), strict=True)),
         "gates": [
-            {"kind": type(gate).__name__, **{key: _named(value) for key, value in vars(gate).items()}}
+            {"kind": type(gate).__name__, **{key: named(value) for key, value in vars(gate).items()}}
             for gate in suite.gates
         ],
         "max_length": suite.max_length,
-        "count": _named(count_of(suite.gates)),
+        "count": named(count_of(suite.gates)),
     }
 
 
@@ -344,7 +351,8 @@ def count_of(gates: Sequence[Gate]) -> Any:
     return next((gate.count for gate in gates if hasattr(gate, "count")), count_words)
 
 
-def _named(value: Any) -> Any:
+def named(value: Any) -> Any:
+    """A function's module and name, as `describe` writes it; anything else as it is."""
     return f"{value.__module__}.{value.__qualname__}" if callable(value) else value
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,7 @@ def call(
         "prompts": prompts or ["Describe."] * len(completions),
         "completions": completions,
         "completion_ids": [[1]] * len(completions),
-        "trainer_state": object(),
+        "trainer_state": SimpleNamespace(global_step=0),
         "log_extra": logs.log_extra,
         "log_metric": logs.log_metric,
         "id": ["cup"] * len(completions),
@@ -141,6 +142,17 @@ class TestComponents:
         assert (metrics["b/missing"], metrics["b/missing_server"]) == (1, 1)
         assert "b/value" not in metrics  # there is none, and TRL would take a mean with a NaN in it
         assert logs.extra == {"a/why": ["", ""], "b/why": ["missing (server): server is down"] * 2}
+
+    def test_a_ledger_knows_steps_and_batches(self) -> None:
+        component = Keeping()
+        functions = reward_funcs(RewardSuite({"a": component}))
+        for step in (7, 7, 8):
+            call(functions, ["x"], trainer_state=SimpleNamespace(global_step=step))
+        assert [rollout.metadata for rollout in component.rollouts] == [
+            {"step": 7, "batch": "step 7, batch 1"},
+            {"step": 7, "batch": "step 7, batch 2"},
+            {"step": 8, "batch": "step 8, batch 1"},
+        ]
 
     def test_weights_and_aggregation_are_trls(self) -> None:
         suite = RewardSuite({"a": FakeComponent(1.0), "b": FakeComponent(1.0)}, weights={"b": 0.5})

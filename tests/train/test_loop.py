@@ -21,12 +21,15 @@ from safetensors.torch import load_file
 from capreward import Fluency, Item, Missing, Reason, Rollout, Score
 from capreward.errors import InputError, NonFiniteError, TooManyMissingError
 from capreward.judges.fake import FunctionJudge
+from capreward.ledger import Ledger, LedgerWriter
 from capreward.train import checkpoint, loop
 from capreward.train.loop import Trainer
 from capreward.train.loss import Loss
 
 HERE = Path(__file__).parent
 DOWN = Missing(Reason.SERVER, "server is down")
+
+LEDGER = ("ledger/suites.jsonl", "ledger/items.jsonl", "ledger/rollouts-0.jsonl")
 
 
 @pytest.fixture(scope="module")
@@ -348,7 +351,7 @@ class TestMissing:
                 resumed.train(resume=True)
         found = runs.weights(resumed)
         assert all(torch.equal(value, found[name]) for name, value in runs.weights(made).items())
-        for name in ("metrics.jsonl", "samples.jsonl"):
+        for name in ("metrics.jsonl", "samples.jsonl", *LEDGER):
             assert runs.untimed(tmp_path / "stopped" / name) == runs.untimed(tmp_path / "whole" / name)
 
     def test_at_the_first_step(self, tmp_path: Path) -> None:
@@ -466,7 +469,7 @@ class TestResume:
     )
     def test_refuses_other_settings_by_name(self, tmp_path: Path, changed: Any, said: str) -> None:
         made = runs.trainer(tmp_path, steps=1)
-        made.log = loop.metrics.Log(tmp_path)
+        made.log, made.ledger = loop.metrics.Log(tmp_path), LedgerWriter(tmp_path / "ledger")
         made._save()
         with pytest.raises(
             InputError, match=rf"step-00000000: was {said}; resume with the same settings \(only .*steps"
@@ -557,7 +560,7 @@ def test_killed_ten_times_is_as_never_killed(tmp_path: Path) -> None:
     assert len({kill[0] for kill in kills}) > 5  # spread over the run
     alive, killed = tmp_path / "alive", tmp_path / "killed"
     assert (alive / "final" / "model.safetensors").read_bytes() == (killed / "final" / "model.safetensors").read_bytes()
-    for name in ("samples.jsonl", "before.jsonl", "after.jsonl"):
+    for name in ("samples.jsonl", "before.jsonl", "after.jsonl", *LEDGER):
         assert (alive / name).read_bytes() == (killed / name).read_bytes()
     rows = runs.untimed(killed / "metrics.jsonl")
     assert rows == runs.untimed(alive / "metrics.jsonl")
@@ -625,6 +628,12 @@ class TestProcesses:
         for name in ("samples.jsonl", "before.jsonl", "after.jsonl"):
             captions = [[row["id"], row["caption"]] for row in runs.rows(one / name)]
             assert captions == [[row["id"], row["caption"]] for row in runs.rows(two / name)]
+        scores = [
+            {r["id"]: (r["step"], r["batch"], r["value"]) for r in Ledger(each / "ledger").records()}
+            for each in (one, two)
+        ]
+        assert len(scores[0]) >= 3 * 16
+        assert scores[0] == scores[1]
         [name] = [path.name for path in (one / "final").glob("*model.safetensors")]
         weights, others = load_file(one / "final" / name), load_file(two / "final" / name)
         assert weights.keys() == others.keys()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
@@ -38,6 +39,7 @@ class Batches:
         self.completions: object = None
         self.table: Future[ScoreTable | None]
         self.works = False
+        self._seen = Counter[int]()
 
     def score(self, completions: list[Any], **given: Any) -> Future[ScoreTable | None]:
         """The table of a batch's rollouts, as a future of the suite's own thread; None if it goes without scores.
@@ -61,6 +63,14 @@ class Batches:
 
         return reward
 
+    def _when(self, trainer_state: Any) -> dict[str, Any]:
+        """For a ledger: the training step, and a name for the batch, the same in all processes, which see as many batches."""
+        step = getattr(trainer_state, "global_step", None)
+        if step is None:
+            return {}
+        self._seen[step] += 1
+        return {"step": step, "batch": f"step {step}, batch {self._seen[step]}"}
+
     async def _score(
         self,
         completions: list[Any],
@@ -70,13 +80,21 @@ class Batches:
         log_metric: Callable[[str, float], None] = _unheard,
         part: bool = False,
         process: int = 0,
+        trainer_state: Any = None,
         **given: Any,
     ) -> ScoreTable | None:
+        when = self._when(trainer_state)
         columns = {name: column for name, column in given.items() if isinstance(column, list)}
         rows = ({name: column[row] for name, column in columns.items()} for row in range(len(completions)))
         items = items_of(rows, columns=self.columns)
         rollouts = [
-            Rollout(item=item, caption=_text(completion), group=f"{item.id}/{digest(prompt)}", id=f"{process}.{row}")
+            Rollout(
+                item=item,
+                caption=_text(completion),
+                group=f"{item.id}/{digest(prompt)}",
+                id=f"{process}.{row}",
+                metadata=when,
+            )
             for row, (item, prompt, completion) in enumerate(zip(items, prompts, completions, strict=True))
         ]
         try:

@@ -36,6 +36,7 @@ from tqdm.auto import tqdm
 from capreward import prefix
 from capreward.data import write_rows
 from capreward.errors import InputError, NonFiniteError, TooManyMissingError
+from capreward.ledger import LedgerWriter
 from capreward.records import Item, Rollout
 from capreward.scoring import ScoreTable, concatenated
 from capreward.suite import RewardSuite, start
@@ -128,6 +129,7 @@ class Trainer:
         self.step = self.updates = self.skipped = self.bad_in_a_row = 0
         self.clock = metrics.Clock()
         self.log: metrics.Log | None = None
+        self.ledger: LedgerWriter
 
     def train(self, *, resume: bool = False) -> Path:
         """Run to the last step; returns the folder with the trained model.
@@ -145,6 +147,7 @@ class Trainer:
         state = self._restore(found) if found else {}
         if self.accelerator.is_main_process:
             self.log = metrics.Log(config.out, state.get("positions"), step=self.step)
+        self.ledger = self._open_ledger(state.get("ledger", {}))
         if not found:
             set_seed(config.seed, device_specific=True)  # of what a model may draw while it is trained
             self._evaluate_held_out("before")
@@ -172,6 +175,13 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         self._evaluate_held_out("after")
         return trained
+
+    def _open_ledger(self, positions: dict[str, int]) -> LedgerWriter:
+        """A file of its own for each process, all cut back to the checkpoint by the first before another writes."""
+        folder, rank = self.config.out / "ledger", str(self.accelerator.process_index)
+        with self.accelerator.main_process_first():
+            first = self.accelerator.is_main_process
+            return LedgerWriter(folder, writer=rank, positions=positions if first else None)
 
     def evaluate(self, items: Sequence[Item]) -> tuple[ScoreTable, list[Rollout]]:
         """Sample one caption of each item and score it; the same random numbers each time.
@@ -215,7 +225,8 @@ class Trainer:
             with self.clock.phase("reference"):
                 self._run_reference(groups)
             with self.clock.phase("score"):  # what is left of it
-                table = self._gathered_table([part.result() for part in parts])
+                tables = [part.result() for part in parts]
+                table = self._gathered_table(tables)
         finally:
             for part in parts:  # of no use any more, if something went wrong
                 part.cancel()
@@ -224,6 +235,9 @@ class Trainer:
         except TooManyMissingError:
             self._save()  # as of before this step, which a resumed run takes again
             raise
+        rollouts = (rollout for group in groups for rollout in group.rollouts)
+        for part_table in tables:
+            self.ledger.write(self.suite, part_table, list(islice(rollouts, len(part_table))))
         advantages = table.advantages(self.config.estimator)
         by_id = dict(zip(table.ids, advantages.tolist(), strict=True))
         for group in groups:
@@ -268,7 +282,13 @@ class Trainer:
     def _group(self, name: str, item: Item, prompt: Prompt, completions: Completions) -> Group:
         name = f"{item.id}/{name}"
         rollouts = [
-            Rollout(item=item, caption=self.policy.caption(tokens), group=name, id=f"{name}#{n}")
+            Rollout(
+                item=item,
+                caption=self.policy.caption(tokens),
+                group=name,
+                id=f"{name}#{n}",
+                metadata={"step": self.step},
+            )
             for n, tokens in enumerate(completions)
         ]
         lengths = torch.tensor([len(tokens) for tokens in completions], device=self.accelerator.device)
@@ -462,6 +482,7 @@ class Trainer:
                 get_optimizer_state_dict(self.wrapped, self.optimizer.optimizer, options=STATE) if self.updates else {}
             )
             random_states = self._gathered([checkpoint.random_states()])
+            ledgers = self._gathered([self.ledger.positions()])
             if self.accelerator.is_main_process:
                 assert self.log is not None
                 state = {
@@ -470,6 +491,8 @@ class Trainer:
                     "counters": {name: getattr(self, name) for name in COUNTERS},
                     "random": random_states,
                     "positions": self.log.positions(),
+                    # of files that all write to, the longest
+                    "ledger": {name: max(each.get(name, 0) for each in ledgers) for each in ledgers for name in each},
                     "items": self._items_hash(),
                     "config": self.config.model_dump(mode="json"),
                 }
