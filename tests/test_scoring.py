@@ -26,6 +26,7 @@ from capreward import (
     gdpo,
     grpo,
 )
+from capreward.advantage import ESTIMATORS
 from capreward.errors import ComponentError, InputError
 from capreward.scoring import checked, concatenated, fill, score_component, scores_empty_as_zero, weights_of
 
@@ -77,6 +78,12 @@ class TestScoreTable:
         np.testing.assert_array_equal(table.advantages(), table.advantages("gdpo"))
         assert not np.array_equal(table.advantages(), table.advantages("grpo"))
 
+    @pytest.mark.parametrize("name", ESTIMATORS)
+    def test_advantages_by_every_name(self, table: ScoreTable, name: str) -> None:
+        expected = ESTIMATORS[name](table.values, table.groups, table.weights)
+        np.testing.assert_array_equal(table.advantages(name), expected)
+        assert np.isfinite(expected).all()
+
     def test_advantages_pass_options_on(self, table: ScoreTable) -> None:
         expected = gdpo(table.values, table.groups, table.weights, eps=0.5, whiten=False)
         np.testing.assert_array_equal(table.advantages("gdpo", eps=0.5, whiten=False), expected)
@@ -98,7 +105,7 @@ class TestScoreTable:
     @pytest.mark.parametrize(
         ("arguments", "said"),
         [
-            (("gpdo",), "estimator: got 'gpdo', expected one of ['dr_grpo', 'gdpo', 'grpo']"),
+            (("gpdo",), "estimator: got 'gpdo', expected one of ['corr_grpo', 'dara', 'dr_grpo',"),
             (("gdpo", {"c": 1}), "weights: got component 'c', expected one of ['a', 'b']"),
             (("gdpo", {"a": -1}), "weights['a']: got -1, expected a finite number >= 0"),
             (("gdpo", {"a": 0, "b": 0}), "weights: all are zero"),

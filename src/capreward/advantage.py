@@ -1,4 +1,4 @@
-"""Advantages from group-relative rewards: pure functions on float64 numpy that import nothing of ours.
+"""Advantages from group-relative rewards: pure functions on float64 numpy that import nothing of ours but `groups`.
 
 Every estimator has the signature ``(values[B, K], groups[B], weights[K]=None, *, eps, ...) -> advantages[B]`` for B
 rollouts and K components. They share four rules:
@@ -6,26 +6,30 @@ rollouts and K components. They share four rules:
 - A missing score is NaN. It leaves its group's mean and deviation and adds 0; it is never read as a reward of 0.
   A rollout with no score at all gets exactly 0.
 - A component that does not vary in a group adds exactly 0 there, with no rounding noise: scores are first measured from
-  the group's largest score, so equal scores become exact zeros before any mean is taken.
+  the group's largest score, so equal scores become exact zeros before any mean is taken. A group in which none varies
+  gets exactly 0. (`rvpo` takes a mean over components, in which that 0 counts.)
 - Groups are whatever shares an id: they may differ in size and be interleaved. A group of one gets exactly 0.
 - The same bits come out however groups are ordered or interleaved, as long as the order inside each group is kept.
 
 Numpy in, numpy out (float64). A torch tensor in, a torch tensor out on its device and in its floating dtype (at least
 float32); the arithmetic runs in float64 on the host all the same.
+
+Below, ``z_k = (r_k - mean_group(r_k)) / (std_group(r_k) + eps)``, ddof 1, as in `gdpo`. "Second hand" marks a formula
+that was taken from descriptions of a paper; what they leave open, and what was chosen here, stands in the docstring.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-Float = NDArray[np.float64]
-Int = NDArray[np.int64]
+from capreward.groups import Batch, Float, check_weights as check_weights
+
+SIGN = 1e-8
+"""From this size on a weighted z has a sign for `gd2po`: less is the rounding noise of a score at its group's mean."""
 
 
 class Estimator(Protocol):
@@ -54,18 +58,28 @@ def grpo(values: Any, groups: Any, weights: ArrayLike | None = None, *, eps: flo
 
     Raises:
         ValueError: shapes that do not match, infinite scores, unusable weights or eps.
+
+    In group a the sums are 0.5 and 1.5, so 0.5 from their mean, and their deviation is 1 / sqrt(2); in b they are 0.2, 1.8:
+
+    >>> scores, groups = [[0.0, 0.5], [1.0, 0.5], [0.2, 0.0], [0.8, 1.0]], ["a", "a", "b", "b"]
+    >>> grpo(scores, groups).round(3).tolist()
+    [-0.707, 0.707, -0.707, 0.707]
     """
-    batch = _Batch(values, groups, weights, eps)
+    batch = Batch(values, groups, weights, eps)
     s = batch.weighted_sum(centred for centred, _ in batch.centred())
-    return batch.give_back(_over(s, batch.std(s, batch.scored), eps, batch.groups))
+    return batch.give_back(batch.over(s, batch.std(s, batch.scored)))
 
 
 def dr_grpo(values: Any, groups: Any, weights: ArrayLike | None = None) -> Any:
     """Dr.GRPO: ``A = s - mean_group(s)``, not divided by the deviation (arXiv 2503.20783).
 
     Arguments, missing scores, return value and errors as in `grpo`, without `eps`.
+
+    >>> scores, groups = [[0.0, 0.5], [1.0, 0.5], [0.2, 0.0], [0.8, 1.0]], ["a", "a", "b", "b"]
+    >>> dr_grpo(scores, groups).round(3).tolist()
+    [-0.5, 0.5, -0.8, 0.8]
     """
-    batch = _Batch(values, groups, weights)
+    batch = Batch(values, groups, weights)
     return batch.give_back(batch.weighted_sum(centred for centred, _ in batch.centred()))
 
 
@@ -85,17 +99,338 @@ def gdpo(values: Any, groups: Any, weights: ArrayLike | None = None, *, eps: flo
         whiten: take the batch step. Without it the result is S.
 
     Returns, Raises: as in `grpo`.
+
+    A pair has z = -0.707 and 0.707. In a only the first component varies, in b both do; std_batch(S) is sqrt(5 / 3):
+
+    >>> scores, groups = [[0.0, 0.5], [1.0, 0.5], [0.2, 0.0], [0.8, 1.0]], ["a", "a", "b", "b"]
+    >>> gdpo(scores, groups, whiten=False).round(2).tolist()
+    [-0.71, 0.71, -1.41, 1.41]
+    >>> gdpo(scores, groups).round(2).tolist()
+    [-0.55, 0.55, -1.1, 1.1]
     """
-    batch = _Batch(values, groups, weights, eps)
-    s = batch.weighted_sum(
-        _over(centred, batch.std(centred, present), eps, batch.groups) for centred, present in batch.centred()
-    )
-    if whiten:
-        s /= batch.std_over_batch(s) + eps
-    return batch.give_back(s)
+    batch = Batch(values, groups, weights, eps)
+    return batch.give_back(_gdpo(batch, batch.weights, whiten))
 
 
-ESTIMATORS: dict[str, Estimator] = {"gdpo": gdpo, "grpo": grpo, "dr_grpo": dr_grpo}
+def mo_grpo(values: Any, groups: Any, weights: ArrayLike | None = None, *, eps: float = 1e-4) -> Any:
+    """MO-GRPO: ``A = sum_k w_k z_k``: GDPO without the batch step (arXiv 2509.22047; second hand).
+
+    Open in the source, chosen here: weights (the paper adds the components up, which is the default), ddof and eps,
+    which are GDPO's.
+
+    Arguments, missing scores, return value and errors as in `gdpo`.
+
+    >>> scores, groups = [[0.0, 0.5], [1.0, 0.5], [0.2, 0.0], [0.8, 1.0]], ["a", "a", "b", "b"]
+    >>> mo_grpo(scores, groups).round(2).tolist()
+    [-0.71, 0.71, -1.41, 1.41]
+    """
+    return gdpo(values, groups, weights, eps=eps, whiten=False)
+
+
+def dvao(values: Any, groups: Any, weights: ArrayLike | None = None, *, eps: float = 1e-4) -> Any:
+    """DVAO: weigh each z_k by its share of the group's deviations, so that what hardly varies hardly counts.
+
+    ``A = sum_k w'_k z_k`` with ``w'_k = w_k std_k / sum_l w_l std_l``, per group (arXiv 2605.25604; second hand). As
+    std_k cancels, this is ``(s - mean_group(s)) / (sum_l |w_l| std_l + eps)``: GRPO, divided not by the deviation of the
+    sum but by the sum of the deviations, which is never smaller.
+
+    Open in the source, chosen here: eps stands once, in the common denominator; ddof is 1; a negative weight
+    counts by its size in the denominator, which could vanish otherwise; no batch step. A component with fewer than two
+    scores in a group has deviation 0 there.
+
+    Arguments, missing scores, return value and errors as in `grpo`; eps in units of the weighted score.
+
+    In b the components disagree: the sums are 0.2 from their mean, the deviations 0.6 / sqrt(2) and 1 / sqrt(2):
+
+    >>> scores, groups = [[0.0, 0.5], [1.0, 0.5], [0.2, 1.0], [0.8, 0.0]], ["a", "a", "b", "b"]
+    >>> dvao(scores, groups).round(3).tolist()
+    [-0.707, 0.707, 0.177, -0.177]
+    """
+    batch = Batch(values, groups, weights, eps)
+    s = np.zeros(len(batch.values))
+    spread = np.zeros(len(batch.groups.sizes))
+    for weight, (centred, present) in zip(batch.weights, batch.centred(), strict=True):
+        s += weight * centred
+        spread += abs(weight) * batch.std(centred, present)
+    return batch.give_back(batch.over(s, spread))
+
+
+def rvpo(values: Any, groups: Any, weights: ArrayLike | None = None, *, eps: float = 1e-4, k: float = 1.0) -> Any:
+    """RVPO: the soft minimum of a rollout's z, so that a strong component cannot pay for a weak one.
+
+    ``A = -(1 / k) ln(mean_j exp(-k z_j))`` (arXiv 2605.05750; second hand): near their mean for a small k, near the
+    smallest for a large one, and never above the mean.
+
+    Open in the source, chosen here:
+
+    - Weights: the mean is weighted by ``|w_j|``; a negative weight turns its z round, and 0 takes the component out.
+    - A missing score is left out of the mean. A z of 0 would speak for it: with a large k the minimum of a good rollout
+      would fall to 0 because a judge failed. A group's only score of a component has nothing to be compared with and
+      counts as missing too.
+    - A component that does not vary in a group is not missing: all rollouts were measured and found alike, so its z of
+      exactly 0 stays in the mean, as in the formula. It adds nothing of its own and still draws the mean towards 0.
+    - eps and ddof are GDPO's; k is 1, for want of the paper's value; no batch step.
+
+    The values of a group need not add up to 0: the soft minimum lies below the mean, so their sum is at most 0, and
+    rollouts whose components disagree are pushed down without others being pushed up. Subtracting a batch mean would
+    give dead groups, which get exactly 0, an advantage.
+
+    Args:
+        values, groups, weights, eps: as in `grpo`; eps in units of a score.
+        k: how near to the minimum, a finite number > 0.
+
+    Returns, Raises: as in `grpo`; ValueError for another k too.
+
+    In a the second component does not vary: z = (-0.71, 0) and (0.71, 0). In b both rollouts have z = -0.71 and 0.71:
+
+    >>> scores, groups = [[0.0, 0.5], [1.0, 0.5], [0.2, 1.0], [0.8, 0.0]], ["a", "a", "b", "b"]
+    >>> rvpo(scores, groups).round(2).tolist()
+    [-0.41, 0.29, -0.23, -0.23]
+    >>> rvpo(scores, groups, k=1000).round(2).tolist()
+    [-0.71, 0.0, -0.71, -0.71]
+    """
+    batch = Batch(values, groups, weights, eps)
+    _positive("k", k)
+    zs: list[Float] = []
+    shares: list[Float] = []
+    for weight, (centred, present) in zip(batch.weights, batch.centred(), strict=True):
+        z = batch.over(centred, batch.std(centred, present))
+        compared = present & batch.groups.spread(batch.groups.sum(present) > 1)
+        zs.append(np.sign(weight) * z)
+        shares.append(np.where(compared, abs(weight), 0.0))
+    total, lowest = np.zeros(len(batch.values)), np.full(len(batch.values), np.inf)
+    for z, share in zip(zs, shares, strict=True):
+        total += share
+        lowest = np.where(share > 0, np.minimum(lowest, z), lowest)
+    lowest = np.where(total > 0, lowest, 0.0)
+    # Measured from the smallest z, nothing overflows; where all z are 0, `left` adds up to the very bits of `total`.
+    left = np.zeros(len(batch.values))
+    for z, share in zip(zs, shares, strict=True):
+        left += share * np.exp(-k * np.maximum(z - lowest, 0.0))
+    some = total > 0
+    return batch.give_back(lowest - (np.log(np.where(some, left, 1.0)) - np.log(np.where(some, total, 1.0))) / k)
+
+
+def gd2po(
+    values: Any,
+    groups: Any,
+    weights: ArrayLike | None = None,
+    *,
+    eps: float = 1e-4,
+    soft: bool = False,
+    tau: float = 0.2,
+) -> Any:
+    """GD2PO: drop the rollouts whose components disagree, shrink groups that lost many, and whiten what is kept.
+
+    A rollout is dropped, and gets 0, if some of its ``w_k z_k`` are positive and some negative; with `soft`, only if besides
+    ``|sum_k w_k z_k| < tau * sum_k |w_k z_k|``. For the others ``S = share * sum_k w_k z_k``, with the share of its
+    group's rollouts that was kept, and ``A = (S - mean(S)) / (std(S) + eps)`` over the kept (arXiv 2606.16771 and its code).
+
+    As in that code: less than 1e-8 has no sign, so a score at its group's mean, a missing one and a component that does not
+    vary agree with everything. Not in it, chosen here: weights; a rollout without a score belongs neither to the kept nor
+    to the group that their share is of; a group in which nothing varies gets 0 and is left out of mean and deviation
+    (there, it would get ``-mean / std``: the kept of a group need not add up to 0); mean and deviation are over
+    rollouts, not tokens, ddof 1, eps as in `gdpo`. A group of which all are dropped gets 0.
+
+    Args:
+        values, groups, weights, eps: as in `gdpo`.
+        soft: drop only where the signs cancel most of the sum.
+        tau: share of the sum that has to remain to be kept, in [0, 1]; read with `soft` only.
+
+    Returns, Raises: as in `grpo`; ValueError for another tau too.
+
+    In a both rollouts agree, S = -1.41 and 1.41; in b the components disagree, and all are dropped:
+
+    >>> scores, groups = [[0.0, 0.5], [1.0, 0.9], [0.2, 1.0], [0.8, 0.0]], ["a", "a", "b", "b"]
+    >>> gd2po(scores, groups).round(2).tolist()
+    [-0.71, 0.71, 0.0, 0.0]
+    """
+    batch = Batch(values, groups, weights, eps)
+    if not 0 <= tau <= 1:
+        raise ValueError(f"tau: got {tau}, expected a number in [0, 1]")
+    s, size = np.zeros(len(batch.values)), np.zeros(len(batch.values))
+    up, down = np.zeros(len(s), bool), np.zeros(len(s), bool)
+    for weight, z in zip(batch.weights, batch.z(), strict=True):
+        part = weight * z
+        s += part
+        size += np.abs(part)
+        up |= part > SIGN
+        down |= part < -SIGN
+    dropped = up & down & (np.abs(s) < tau * size) if soft else up & down
+    kept = batch.scored & ~dropped
+    share = batch.groups.sum(kept) / np.maximum(batch.groups.sum(batch.scored), 1)
+    return batch.give_back(_whitened(batch, batch.groups.spread(share) * s, kept & batch.alive()))
+
+
+def saw(values: Any, groups: Any, weights: ArrayLike | None = None, *, eps: float = 1e-4) -> Any:
+    """SAW: GDPO with each component weighted by how much it still varies over the batch, relative to its mean.
+
+    ``w'_k = w_k K cv_k / sum_l cv_l`` with ``cv_k = std_batch(r_k) / mean_batch(r_k)``; then `gdpo` with w' (arXiv
+    2606.07705 and its code, there ``gdpo-h``). A component that is nearly always right loses its weight to the others.
+
+    A mean near 0 is no danger, since scores must not be negative: of n scores that are not all 0, cv is at most sqrt(n),
+    where one is positive; of scores that are all 0 it is 0 here. (The code moves scores that can be negative up first.)
+
+    Chosen here: w_k (the code has none); K and the sum are over the components with a weight that vary within some group,
+    since the others add nothing and would only change a common factor; a missing score leaves the batch mean and
+    deviation; ddof 1, and the last step over rollouts, where the code has tokens.
+
+    Arguments, return value and errors as in `gdpo`; ValueError for a negative score too.
+
+    The second component is rarely met, so it counts more: cv = 0.82 and 2, and weights 0.58 and 1.42:
+
+    >>> scores, groups = [[0.0, 0.0], [1.0, 0.0], [0.5, 0.0], [0.5, 1.0]], ["a", "a", "b", "b"]
+    >>> (saw(scores, groups) / gdpo(scores, groups)).round(2).tolist()
+    [0.53, 0.53, 1.31, 1.31]
+    """
+    batch = Batch(values, groups, weights, eps)
+    batch.refuse(batch.values < 0, "a score >= 0: SAW divides by the mean of a component's scores")
+    mean, std = batch.moments()
+    counted = batch.varying().any(axis=0) & (batch.weights != 0)
+    cv = np.divide(std, mean, out=np.zeros(len(mean)), where=counted & (mean > 0))
+    total = math.fsum(cv)
+    return batch.give_back(_gdpo(batch, batch.weights * np.count_nonzero(counted) * cv / (total or 1.0)))
+
+
+def sa_mrpo(
+    values: Any,
+    groups: Any,
+    weights: ArrayLike | None = None,
+    *,
+    eps: float = 1e-4,
+    gamma: float = 0.5,
+    bounds: tuple[float, float] = (0.0, 1.0),
+) -> Any:
+    """SA-MRPO: GDPO with each component weighted by how far its batch mean still is from the best possible score.
+
+    ``w'_k = w_k (1 - s_k) ** gamma`` with ``s_k = (mean_batch(r_k) - low) / (high - low)``; then `gdpo` with w'
+    (arXiv 2608.16072; second hand).
+
+    Open in the source, chosen here: a missing score leaves the batch mean; one pair of bounds for all components; eps and
+    ddof are GDPO's.
+
+    Args:
+        values, groups, weights, eps: as in `gdpo`.
+        gamma: how strongly, a finite number >= 0; 0 is GDPO.
+        bounds: the lowest and the highest possible score.
+
+    Returns, Raises: as in `gdpo`; ValueError for bounds that are no interval, scores outside, another gamma too.
+
+    The first component's mean is 0.96, so its weight is sqrt(0.04) = 0.2; the second's is 0.36, its weight 0.8:
+
+    >>> scores, groups = [[0.92, 0.36], [1.0, 0.36], [0.96, 0.0], [0.96, 0.72]], ["a", "a", "b", "b"]
+    >>> sa_mrpo(scores, groups).round(2).tolist()  # S = 0.14 and 0.57, std_batch(S) = 0.48
+    [-0.3, 0.3, -1.19, 1.19]
+    """
+    batch = Batch(values, groups, weights, eps)
+    low, high = bounds
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ValueError(f"bounds: got {bounds}, expected (low, high) with low < high, both finite")
+    if not (math.isfinite(gamma) and gamma >= 0):
+        raise ValueError(f"gamma: got {gamma}, expected a finite number >= 0")
+    batch.refuse((batch.values < low) | (batch.values > high), f"a score within the bounds {low} to {high}")
+    mean, _ = batch.moments()
+    left = np.clip((high - mean) / (high - low), 0.0, 1.0)
+    return batch.give_back(_gdpo(batch, batch.weights * left**gamma))
+
+
+def corr_grpo(values: Any, groups: Any, weights: ArrayLike | None = None, *, eps: float = 1e-6) -> Any:
+    """CorrGRPO: GRPO, divided not by the deviation of the sum but by what correlations alone would make of it.
+
+    ``A = (s - mean_group(s)) / sqrt(sum_lm rho_lm + eps)`` with the correlations rho of the weighted components in the
+    group, those that do not vary having a row and column of 0 (arXiv 2609.36820 and its code, which has eps 1e-6).
+
+    The scale of the scores stays in: a single component gives ``s - mean`` (its rho is 1), not GRPO. Components that
+    cancel in correlation and not in size leave ``sqrt(eps)`` as the divisor: a factor of 1,000.
+
+    Open in the source, chosen here: a missing score counts as its component's group mean, 0 once centred, in rho as in s.
+    Then rho_lm is the product of two unit vectors, and their sum is a squared length, never negative; correlations over
+    the rows that two components share (pairwise) could add up to less than 0, and over the rows that all share (listwise)
+    could use none of the scores that s uses. No batch step.
+
+    Arguments, return value and errors as in `grpo`; eps stands under the root, without a unit.
+
+    In a one component varies, so the divisor is 1; in b two that go together: rho adds up to 4, the divisor is 2:
+
+    >>> scores, groups = [[0.0, 0.5], [1.0, 0.5], [0.2, 0.0], [0.8, 1.0]], ["a", "a", "b", "b"]
+    >>> corr_grpo(scores, groups).round(3).tolist()
+    [-0.5, 0.5, -0.4, 0.4]
+    """
+    batch = Batch(values, groups, weights, eps)
+    s, directions = np.zeros(len(batch.values)), np.zeros(len(batch.values))
+    for weight, (centred, _) in zip(batch.weights, batch.centred(), strict=True):
+        s += weight * centred
+        largest = batch.groups.max(np.abs(centred))
+        unit = centred / batch.groups.spread(np.where(largest > 0, largest, 1.0))  # so that no square underflows
+        length = np.sqrt(batch.groups.sum(unit**2))
+        directions += np.sign(weight) * unit / batch.groups.spread(np.where(length > 0, length, 1.0))
+    divisor = np.sqrt(batch.groups.sum(directions**2) + eps)
+    return batch.give_back(s / batch.groups.spread(divisor))
+
+
+def dara(
+    values: Any,
+    groups: Any,
+    weights: ArrayLike | None = None,
+    *,
+    eps: float = 1e-4,
+    w_max: float = 5.0,
+    pi_ref: float | None = None,
+    positive_only: bool = False,
+) -> Any:
+    """DARA: GDPO with a larger weight for components that vary in few groups and so have few chances to teach.
+
+    ``w'_k = w_k min(w_max, sqrt(pi_ref / pi_k))``, pi_k the share of the groups in which component k varies; then `gdpo`
+    with w' (arXiv 2610.00574; second hand; w_max, pi_ref and `positive_only` as in the code published with it).
+
+    Open in the source, chosen here: w_k; "varies" is exact (more than one value); groups without any score are not
+    counted; with `positive_only` the parts of a group no longer add up to 0, so the batch mean is subtracted, and groups
+    in which nothing varies get 0 and are left out of mean and deviation.
+
+    Args:
+        values, groups, weights, eps: as in `gdpo`.
+        w_max: the largest factor, a finite number > 0.
+        pi_ref: the share at which the factor is 1, in (0, 1]; when left out, the largest pi_k of the batch.
+        positive_only: the factor acts on the ``w_k z_k`` above 0 alone, the code's default ("asymmetric").
+
+    Returns, Raises: as in `gdpo`; ValueError for another w_max or pi_ref too.
+
+    The first component varies in both groups, the second in b alone: its factor is sqrt(2), and S = 0.71 and 1.71:
+
+    >>> scores, groups = [[0.0, 0.5], [1.0, 0.5], [0.2, 0.0], [0.8, 1.0]], ["a", "a", "b", "b"]
+    >>> dara(scores, groups).round(2).tolist()
+    [-0.47, 0.47, -1.13, 1.13]
+    """
+    batch = Batch(values, groups, weights, eps)
+    _positive("w_max", w_max)
+    if pi_ref is not None and not 0 < pi_ref <= 1:
+        raise ValueError(f"pi_ref: got {pi_ref}, expected a number > 0 and <= 1, or None for the largest share")
+    varying = batch.varying() & (batch.weights != 0)
+    share = varying.sum(axis=0) / max(np.count_nonzero(batch.groups.sum(batch.scored)), 1)
+    reference = pi_ref or share.max(initial=0.0)
+    factor = np.minimum(w_max, np.sqrt(reference / np.where(share > 0, share, 1.0)))
+    if not positive_only:
+        return batch.give_back(_gdpo(batch, batch.weights * factor))
+    s = np.zeros(len(batch.values))
+    for weight, more, z in zip(batch.weights, factor, batch.z(), strict=True):
+        part = weight * z
+        s += np.where(part > 0, more * part, part)
+    return batch.give_back(_whitened(batch, s, batch.alive()))
+
+
+ESTIMATORS: dict[str, Estimator] = {
+    "gdpo": gdpo,
+    "grpo": grpo,
+    "dr_grpo": dr_grpo,
+    "mo_grpo": mo_grpo,
+    "dvao": dvao,
+    "rvpo": rvpo,
+    "gd2po": gd2po,
+    "saw": saw,
+    "sa_mrpo": sa_mrpo,
+    "corr_grpo": corr_grpo,
+    "dara": dara,
+}
 """The estimators by the name that `ScoreTable.advantages` takes."""
 
 
@@ -108,148 +443,23 @@ def varies(values: Any, groups: Any) -> NDArray[np.bool_]:
     Returns:
         Shape [N, K] for N groups, in order of their first appearance.
     """
-    batch = _Batch(values, groups)
-    moved = [batch.groups.max(np.abs(centred)) > 0 for centred, _ in batch.centred()]
-    return np.stack(moved, axis=1) if moved else np.zeros((len(batch.groups.starts), 0), bool)
+    return Batch(values, groups).varying()
 
 
-class _Batch:
-    """One call's input, checked, rows sorted so that each group is one run (rows of a group keep their order)."""
-
-    def __init__(self, values: Any, groups: Any, weights: ArrayLike | None = None, eps: float = 1e-4) -> None:
-        self.given = values
-        self.values: Float = _to_numpy(values)
-        if self.values.ndim != 2:
-            raise ValueError(f"values: got shape {self.values.shape}, expected [B, K]: rollouts x components")
-        b, k = self.values.shape
-        ids = _to_numpy(groups, floating=False)
-        if ids.shape != (b,):
-            raise ValueError(f"groups: got shape {ids.shape}, expected ({b},): one id for each rollout")
-        if b and not np.issubdtype(ids.dtype, np.integer) and ids.dtype.kind not in "USO":
-            raise ValueError(f"groups: got ids of type {ids.dtype}, expected integers or strings")
-        if np.isinf(self.values).any():
-            row, column = np.argwhere(np.isinf(self.values))[0]
-            raise ValueError(
-                f"values[{row}, {column}]: got {self.values[row, column]}, expected a finite score, or NaN where missing"
-            )
-        if not (math.isfinite(eps) and eps > 0):
-            raise ValueError(
-                f"eps: got {eps}, expected a finite number > 0: without it, rounding noise would be scaled up"
-            )
-        self.weights = check_weights(weights, k)
-        self.groups = _Groups.of(ids)
-        counted = self.values[:, self.weights != 0]  # a component of weight 0 is as if it were not there
-        self.scored = self.groups.gather(np.asarray(~np.isnan(counted).all(axis=1)))
-        """Rollouts with at least one score, [B]."""
-
-    def centred(self) -> Iterator[tuple[Float, NDArray[np.bool_]]]:
-        """Of each component: scores minus their group's mean over the scores present (0 where missing); what is present.
-
-        Scores are first measured from the group's largest one: equal scores become exact zeros, and stay so.
-        """
-        for column in self.values.T:
-            column = self.groups.gather(column)
-            present = ~np.isnan(column)
-            below = column - self.groups.spread(self.groups.max(column))
-            below[~present] = 0.0
-            mean = self.groups.sum(below) / np.maximum(self.groups.sum(present), 1)
-            yield np.where(present, below - self.groups.spread(mean), 0.0), present
-
-    def std(self, centred: Float, counted: NDArray[np.bool_]) -> Float:
-        """Deviation (ddof 1) of each group over its counted rows, [N], given rows with mean 0 that are 0 elsewhere."""
-        return np.asarray(np.sqrt(self.groups.sum(centred**2) / np.maximum(self.groups.sum(counted) - 1, 1)))
-
-    def std_over_batch(self, s: Float) -> float:
-        """Deviation (ddof 1) of s, which has mean 0, over all scored rollouts; fsum makes it blind to group order."""
-        count = int(np.count_nonzero(self.scored))
-        return math.sqrt(math.fsum(self.groups.sum(s**2)) / max(count - 1, 1))
-
-    def weighted_sum(self, columns: Iterator[Float]) -> Float:
-        """sum_k w_k column_k, [B]. A loop, since a matrix product may round a row by where it stands in the batch."""
-        s = np.zeros(len(self.values))
-        for weight, column in zip(self.weights, columns, strict=True):
-            s += weight * column
-        return s
-
-    def give_back(self, rows: Float) -> Any:
-        """Rows in the caller's order and kind of array."""
-        result = self.groups.scatter(rows)
-        if not _is_torch(self.given):
-            return result
-        single = self.given.new_empty(0).float()
-        kind = self.given if self.given.is_floating_point() and self.given.element_size() >= 4 else single
-        return kind.new_tensor(result)
+def _gdpo(batch: Batch, weights: Float, whiten: bool = True) -> Float:
+    """GDPO's sum and batch step with these weights, [B]."""
+    s = batch.weighted_sum(batch.z(), weights)
+    if whiten:
+        s /= batch.std_over_batch(s) + batch.eps
+    return s
 
 
-def _over(rows: Float, std: Float, eps: float, groups: _Groups) -> Float:
-    """rows / (their group's std + eps)."""
-    return np.asarray(rows / groups.spread(std + eps))
+def _whitened(batch: Batch, s: Float, counted: NDArray[np.bool_]) -> Float:
+    """GDPO's batch step for sums whose mean is not 0: over the counted rollouts, 0 for the others, [B]."""
+    centred, _ = batch.minus_batch_mean(s, counted)
+    return np.asarray(centred / (batch.std_over_batch(centred, counted) + batch.eps))
 
 
-@dataclass(frozen=True)
-class _Groups:
-    """N groups as runs of rows."""
-
-    order: Int | None  # the caller's row for each of our rows; None: the caller's groups already are runs
-    starts: Int  # first row of each group, [N]
-    sizes: Int  # [N]
-
-    @classmethod
-    def of(cls, ids: NDArray[Any]) -> _Groups:
-        if not len(ids):
-            return cls(None, np.zeros(0, np.int64), np.zeros(0, np.int64))
-        order = None
-        starts = np.flatnonzero(np.concatenate(([True], ids[1:] != ids[:-1])))
-        _, first, run_group = np.unique(ids[starts], return_index=True, return_inverse=True)
-        if len(first) < len(starts):  # interleaved: number the groups by first appearance, then sort rows by number
-            number = np.argsort(np.argsort(first))
-            row_group = np.repeat(number[run_group], np.diff(starts, append=len(ids)))
-            order = np.argsort(row_group, kind="stable")
-            starts = np.flatnonzero(np.diff(row_group[order], prepend=-1))
-        return cls(order, starts, np.diff(starts, append=len(ids)))
-
-    def gather(self, rows: NDArray[Any]) -> NDArray[Any]:
-        return np.ascontiguousarray(rows) if self.order is None else rows[self.order]
-
-    def scatter(self, rows: Float) -> Float:
-        if self.order is None:
-            return rows
-        result = np.empty_like(rows)
-        result[self.order] = rows
-        return result
-
-    def sum(self, rows: NDArray[Any]) -> Float:
-        return np.add.reduceat(rows, self.starts, dtype=np.float64) if len(rows) else np.zeros(0)
-
-    def max(self, rows: Float) -> Float:
-        """Largest number of each group, NaN only where a group holds nothing else."""
-        return np.fmax.reduceat(rows, self.starts) if len(rows) else np.zeros(0)
-
-    def spread(self, per_group: Float) -> Float:
-        """[N] -> [B]"""
-        return np.repeat(per_group, self.sizes)
-
-
-def check_weights(weights: ArrayLike | None, k: int) -> Float:
-    """Weights as float64 [K], 1 each when None; ValueError unless finite, one a component and not all zero."""
-    w = np.ones(k) if weights is None else _to_numpy(weights)
-    if w.shape != (k,):
-        raise ValueError(f"weights: got shape {w.shape}, expected ({k},): one for each component")
-    if not np.isfinite(w).all():
-        raise ValueError(f"weights: got {w.tolist()}, expected finite numbers")
-    if k and not w.any():
-        raise ValueError("weights: all are zero, so every advantage would be 0; give a component a weight")
-    return w
-
-
-def _is_torch(x: Any) -> bool:
-    return type(x).__module__.partition(".")[0] == "torch"
-
-
-def _to_numpy(x: Any, *, floating: bool = True) -> NDArray[Any]:
-    if _is_torch(x):
-        x = x.detach().cpu()
-        x = (x.double() if floating else x).numpy()
-    if isinstance(x, np.ma.MaskedArray):
-        x = np.where(np.ma.getmaskarray(x), np.nan, np.ma.getdata(x))
-    return np.asarray(x, dtype=np.float64 if floating else None)
+def _positive(name: str, number: float) -> None:
+    if not (math.isfinite(number) and number > 0):
+        raise ValueError(f"{name}: got {number}, expected a finite number > 0")

@@ -32,7 +32,10 @@ class TrainConfig(BaseModel):
     """`name` as in `capreward score --judge`, and `judges.named.make_judge`'s base_url, images, concurrency, prices, cache."""
     weights: dict[str, float] = {}
     """Of the suite's components; 1 where not named."""
-    estimator: Literal["gdpo", "grpo", "dr_grpo"] = "gdpo"
+    estimator: Literal[
+        "gdpo", "grpo", "dr_grpo", "mo_grpo", "dvao", "rvpo", "gd2po", "saw", "sa_mrpo", "corr_grpo", "dara"
+    ] = "gdpo"
+    """One of `capreward.advantage.ESTIMATORS`, with its default options."""
     max_missing: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Largest share of a component's scores that may be missing in a batch before the run stops."""
 
