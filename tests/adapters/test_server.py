@@ -22,7 +22,7 @@ import schemathesis
 from adapters.served import Told, gated, serving, told
 from hypothesis import HealthCheck, settings
 
-from capreward import Item, RewardSuite, Rollout, gdpo
+from capreward import Item, RewardSuite, Rollout, dr_grpo, gdpo
 from capreward.adapters import server
 from capreward.adapters.server import check_address, clean, make_app, response_of, serve
 from capreward.cli import main
@@ -317,6 +317,8 @@ def test_a_group_over_four_requests(url: str, order: list[int]) -> None:
     got = {n: answer["advantage"] for n, answer in zip(order, answers, strict=True)}
     np.testing.assert_allclose([got[n] for n in range(4)], scalars(captions), rtol=1e-12, atol=1e-15)
     assert got[3] == 0.0
+    scalar = np.array([[answer["advantage"]] for answer in answers])  # as a trainer's one reward, less the group's mean
+    np.testing.assert_allclose(dr_grpo(scalar, [0] * 4), scalar[:, 0], atol=1e-15)
     assert {answer["compared"] for answer in answers} == {4}
 
 
