@@ -10,13 +10,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic_core import to_json
+from pydantic import TypeAdapter
 
 from capreward.adapters.wire import ScoreAnswer
 from capreward.errors import InputError, ServerError, missing_extra
 from capreward.records import Item, Rollout
 from capreward.suite import run
 
+JSON: TypeAdapter[Any] = TypeAdapter(Any)
 AGAIN = (502, 503, 504)
 """Answers that may be another a little later."""
 
@@ -75,7 +76,7 @@ class Client:
         return ScoreAnswer.model_validate_json(await self._post("/score", body))
 
     async def _post(self, path: str, body: Mapping[str, Any]) -> bytes:
-        content = to_json(body, inf_nan_mode="null", fallback=str)
+        content = JSON.dump_json(body, fallback=str)
         headers = {"Content-Type": "application/json"}
         if self._token:
             headers["Authorization"] = f"Bearer {self._token}"
