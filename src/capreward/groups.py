@@ -118,7 +118,7 @@ class Batch:
             s += weight * column
         return s
 
-    def give_back(self, rows: Float) -> Any:
+    def give_back(self, rows: NDArray[Any]) -> Any:
         """Rows in the caller's order and kind of array."""
         result = self.groups.scatter(rows)
         if not is_torch(self.given):

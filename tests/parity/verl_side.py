@@ -2,6 +2,8 @@
 
 CASES.npz holds, for each case NAME: ``NAME/rewards`` [B, K], ``NAME/groups`` [B] and, if wanted, ``NAME/weights`` [K]
 and ``NAME/lengths`` [B], tokens in each response (1 each when left out), and ``NAME/repeats``, how often to time the call.
+``NAME/function`` names another function than verl's GDPO: "verl grpo", of the first column; "swift gdpo" and "swift grpo",
+ms-swift's, of groups of one size in a row, which give [B, 1].
 RESULTS.npz holds ``NAME/advantages`` [B, T], 0 after a response's end, and ``NAME/seconds``, the fastest call; besides
 ``versions``, a JSON object. One process serves all cases, since importing verl takes seconds.
 """
@@ -15,7 +17,7 @@ from importlib.metadata import version
 
 import numpy as np
 import torch
-from verl.trainer.ppo.core_algos import compute_gdpo_outcome_advantage
+from verl.trainer.ppo.core_algos import compute_gdpo_outcome_advantage, compute_grpo_outcome_advantage
 
 PROMPT_LENGTH = 1
 
@@ -52,6 +54,20 @@ def advantages(
     return result.numpy(), min(seconds)
 
 
+def verl_grpo(rewards: np.ndarray, groups: np.ndarray, **_: np.ndarray) -> np.ndarray:
+    given = torch.from_numpy(rewards[:, :1].astype(np.float32))
+    return compute_grpo_outcome_advantage(given, torch.ones_like(given), groups)[0].numpy()
+
+
+def swift(scale: str, rewards: np.ndarray, groups: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    from swift.rl_core.advantage import compute_advantages
+
+    given = torch.from_numpy(rewards.astype(np.float32))
+    w = torch.ones(rewards.shape[1]) if weights is None else torch.from_numpy(weights.astype(np.float32))
+    size = int(np.count_nonzero(groups == groups[0]))
+    return compute_advantages(given, w, size, scale_rewards=scale)[0].numpy()[:, None]
+
+
 def main(cases_path: str, results_path: str) -> None:
     torch.set_num_threads(1)
     results = {"versions": np.array(json.dumps({name: version(name) for name in ("verl", "torch", "numpy")}))}
@@ -60,7 +76,15 @@ def main(cases_path: str, results_path: str) -> None:
             given = {key: cases[f"{name}/{key}"] for key in ("rewards", "groups")}
             optional = {key: cases[f"{name}/{key}"] for key in ("weights", "lengths") if f"{name}/{key}" in cases}
             repeats = int(cases[f"{name}/repeats"]) if f"{name}/repeats" in cases else 1
-            results[f"{name}/advantages"], results[f"{name}/seconds"] = advantages(**given, **optional, repeats=repeats)
+            function = str(cases[f"{name}/function"]) if f"{name}/function" in cases else "verl gdpo"
+            seconds = 0.0
+            if function == "verl gdpo":
+                result, seconds = advantages(**given, **optional, repeats=repeats)
+            elif function == "verl grpo":
+                result = verl_grpo(**given)
+            else:
+                result = swift({"swift gdpo": "gdpo", "swift grpo": "group"}[function], **given, **optional)
+            results[f"{name}/advantages"], results[f"{name}/seconds"] = result, seconds
     np.savez(results_path, **results)
 
 
