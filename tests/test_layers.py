@@ -15,7 +15,7 @@ ROOT = Path(capreward.__file__).parent
 
 LAYERS = [
     {"groups"},
-    {"errors", "missing", "advantage", "prefix", "processing", "progress"},
+    {"errors", "missing", "advantage", "compat", "prefix", "processing", "progress"},
     {"records", "prompts"},
     {"judges.base"},
     {"scoring", "data"},
