@@ -119,7 +119,7 @@ import capreward
 
 all_torch = {{f"capreward.train.{{name}}" for name in ("checkpoint", "loop", "loss", "policy", "rollout")}}
 for module in pkgutil.walk_packages(capreward.__path__, "capreward."):
-    if module.name not in {{"capreward.prefix", *all_torch}}:  # rooms that are all torch
+    if module.name not in {{"capreward.prefix", "capreward.adapters.verl_plugin", *all_torch}}:  # all torch
         importlib.import_module(module.name)
 names = [getattr(capreward, name) for name in capreward.__all__]
 

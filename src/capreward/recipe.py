@@ -23,8 +23,9 @@ WARM_UP = 640
 """Steps of supervised training before the drawn world's captioner is rewarded: enough to see with, on a bad style."""
 
 
-def find(recipe: Path) -> Path:
+def find(recipe: str | Path) -> Path:
     """The file, or, where there is none, the one of that name that comes with the package."""
+    recipe = Path(recipe)
     package = Path(__file__).parent
     name = f"{recipe.name.removesuffix('.yaml')}.yaml"
     shipped = [package / "recipes" / name, package.parents[1] / "recipes" / name]  # installed; in a checkout
@@ -94,22 +95,22 @@ def make_policy(config: TrainConfig) -> Policy:
     if source == SHAPES:
         from capreward.shapes.model import PROMPT
 
-        torch.set_num_threads(1)  # fastest for a model this small, and the same bits however many cores there are
-        instruction, source = PROMPT, str(_warmed_up(config))
+        instruction, source = PROMPT, str(warmed_up(config))
     torch.manual_seed(config.seed)  # of the adapters' first weights
     return Policy.load(source, instruction=instruction, lora_rank=config.lora_rank, reference=config.kl > 0)
 
 
-def _warmed_up(config: TrainConfig) -> Path:
+def warmed_up(config: TrainConfig) -> Path:
     """The folder of the drawn world's captioner, trained on imperfect captions: made once, however often a run is resumed.
 
-    The first process of a machine makes it while the others wait.
+    The first process of a machine makes it while the others wait. From here on torch uses one thread.
     """
     import torch
     from accelerate import PartialState
 
     from capreward.shapes.model import captioner, warm_up
 
+    torch.set_num_threads(1)  # fastest for a model this small, and the same bits however many cores there are
     folder = config.out / f"start-{config.seed}"
     with PartialState(cpu=not torch.cuda.is_available()).local_main_process_first():
         if not folder.is_dir():

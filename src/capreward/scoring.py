@@ -284,7 +284,7 @@ class ScoreTable:
         for name, counts in self.missing_by_reason().items():
             result |= {f"{name}/missing_{reason}": count / len(self) for reason, count in counts.items()}
         taught = [
-            weight * float(np.abs(advantage.gdpo(column[:, None], self.groups, whiten=False)).mean())
+            float(weight * np.abs(advantage.gdpo(column[:, None], self.groups, whiten=False)).mean())
             for weight, column in zip(self.weights, self.values.T, strict=True)
         ]
         for name, part in zip(self.names, taught, strict=True):
