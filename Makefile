@@ -5,7 +5,7 @@ export HF_HUB_OFFLINE = 1
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test test-verl test-vllm check format bench clean
+.PHONY: demo test test-verl test-vllm notebooks check format bench clean
 
 demo: .venv/.demo
 	.venv/bin/capreward demo
@@ -18,6 +18,10 @@ test: .venv/.dev .venv-verl/.done
 # In verl's environment; the settings of pytest are those of the other tests, but for conftest.py, which needs more packages.
 test-verl: .venv-verl/.done
 	PYTHONPATH=$(CURDIR)/src .venv-verl/bin/python -m pytest --confcutdir=tests/in_verl tests/in_verl
+
+# Executes them as they are; the outputs that are committed stay.
+notebooks: .venv/.dev
+	.venv/bin/pytest --nbmake --nbmake-timeout=900 notebooks
 
 test-vllm: .venv/.dev .venv-vllm/.done
 	.venv/bin/pytest -m vllm
