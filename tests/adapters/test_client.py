@@ -98,6 +98,25 @@ def test_token(monkeypatch: pytest.MonkeyPatch) -> None:
         assert Client(url).score(rollouts("0.5")).components
 
 
+def test_a_token_that_no_header_can_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(token="open sesame") as url:
+        monkeypatch.setenv("CAPREWARD_TOKEN", "open sesame\n")  # as a file has it
+        assert Client(url).score(rollouts("0.5")).components
+    for token in ("sésame", "open\nsesame"):
+        with pytest.raises(InputError, match="token: got an empty one or one with special") as error:
+            Client(url, token=token)
+        assert "sesame" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["127.0.0.1:8900", "ftp://x", "http://", "http://[::1", "http://x:99999", "http://any:sesame@x:8900"]
+)
+def test_an_address_that_is_none(url: str) -> None:
+    with pytest.raises(InputError, match="url: expected an address such as http://127") as error:
+        Client(url)
+    assert "sesame" not in str(error.value)
+
+
 def test_what_the_server_refuses(url: str) -> None:
     with pytest.raises(InputError, match=r"/score: 422 rollouts\[1\]: id 'a' is taken by rollouts\[0\]"):
         Client(url).score(rollouts("0.5", "0.6", id="a"))
@@ -112,6 +131,10 @@ def test_what_it_refuses_itself(url: str, tmp_path: Path) -> None:
         Client(url).score(rollouts("0.5", item=Item(id="x", image=tmp_path / "gone.png")))
     with pytest.raises(InputError, match="two different items have the id 'x'"):
         Client(url).score(rollouts("0.5") + rollouts("0.5", item=Item(id="x", references=("y",))))
+    with pytest.raises(InputError, match="got metadata that JSON cannot hold"):
+        Client(url).score(rollouts("0.5", metadata={"text": "half a pair: \ud800"}))
+    with pytest.raises(InputError, match="Client: got attempts=0, expected a number > 0"):
+        Client(url, attempts=0)
 
 
 def test_asks_again(monkeypatch: pytest.MonkeyPatch) -> None:

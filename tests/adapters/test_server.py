@@ -125,6 +125,8 @@ IMAGE = base64.b64encode(b"no picture").decode()
         ({"rollouts": []}, "rollouts", "at least 1"),
         (sent("0.5", item="nobody"), "", "item: got id 'nobody'"),
         (sent("0.5", group=1.5), "rollouts.0.group", "valid string"),
+        (sent("0.5", group="g" * 1001), "rollouts.0.group", "at most 1000 characters"),
+        (sent("0.5", item={"id": "x" * 1001}), "rollouts.0.item.fields", "at most 1000 characters"),
         (sent("0.5", colour="red"), "rollouts.0.colour", "not permitted"),
         (sent("0.5") | {"estimator": "ppo"}, "estimator", "expected one of ["),
         (sent("0.5") | {"group_size": 0}, "group_size", "greater than or equal to 1"),

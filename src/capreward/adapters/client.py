@@ -9,11 +9,13 @@ import ssl
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from pydantic import TypeAdapter
 
-from capreward.adapters.wire import ScoreAnswer
+from capreward.adapters.wire import ScoreAnswer, usable_token
 from capreward.errors import InputError, ServerError, missing_extra
+from capreward.judges.wrap import require_positive
 from capreward.records import Item, Rollout
 from capreward.suite import run
 
@@ -30,10 +32,12 @@ class Client:
     Args:
         url: where `capreward serve` listens.
         token: read from the environment variable CAPREWARD_TOKEN when left out.
-        timeout: seconds for one attempt; longer than the server's --timeout and --group-timeout together.
+        timeout: seconds that an attempt waits for the server to say something; longer than the server's --timeout and
+            --group-timeout together.
         attempts: how often to ask, at most, while the server cannot be reached or answers 502, 503 or 504.
 
     Raises:
+        InputError: an address that is none, a token that no header can hold, a number that is not above 0.
         MissingExtraError: httpx2 is not installed.
 
     >>> client = Client("http://127.0.0.1:8900")                                           # doctest: +SKIP
@@ -48,8 +52,9 @@ class Client:
             raise missing_extra("Client", "server", error) from error
         self._http = httpx2
         self._verify = ssl.create_default_context()  # takes longer to make than a call does
-        self.url, self.timeout, self.attempts = url.rstrip("/"), timeout, attempts
-        self._token = token or os.environ.get("CAPREWARD_TOKEN")
+        require_positive("Client", timeout=timeout, attempts=attempts)
+        self.url, self.timeout, self.attempts = _checked(url).rstrip("/"), timeout, attempts
+        self._token = usable_token(token or os.environ.get("CAPREWARD_TOKEN") or None)
 
     def score(
         self, rollouts: Sequence[Rollout], *, estimator: str = "gdpo", group_size: int | None = None
@@ -76,7 +81,10 @@ class Client:
         return ScoreAnswer.model_validate_json(await self._post("/score", body))
 
     async def _post(self, path: str, body: Mapping[str, Any]) -> bytes:
-        content = JSON.dump_json(body, fallback=str)
+        try:
+            content = JSON.dump_json(body, fallback=str)
+        except ValueError as error:
+            raise InputError(f"rollouts: got metadata that JSON cannot hold ({error})") from None
         headers = {"Content-Type": "application/json"}
         if self._token:
             headers["Authorization"] = f"Bearer {self._token}"
@@ -97,6 +105,19 @@ class Client:
             if response.status_code not in AGAIN:
                 raise InputError(f"{self.url}{path}: {trouble}")
         raise ServerError(f"{self.url}{path}: no answer in {self.attempts} attempts; the last: {trouble}")
+
+
+def _checked(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # a port that is none
+        usable = False
+    if not usable or parts.username or parts.password:  # not quoted: it may hold a token
+        raise InputError(
+            "url: expected an address such as http://127.0.0.1:8900, and the token as `token` or in CAPREWARD_TOKEN"
+        )
+    return url
 
 
 def _sent(rollouts: Sequence[Rollout]) -> dict[str, Any]:

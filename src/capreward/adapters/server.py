@@ -31,6 +31,7 @@ from capreward.adapters.wire import (
     ScoreAnswer,
     ScoredRollout,
     ScoreRequest,
+    usable_token,
 )
 from capreward.errors import ComponentError, InputError, TooManyMissingError, missing_extra
 from capreward.judges.wrap import require_positive
@@ -91,9 +92,7 @@ def make_app(
     )  # fmt: skip
     if not math.isfinite(timeout + group_timeout):
         raise InputError(f"server: got timeout={timeout} and group_timeout={group_timeout}, expected finite numbers")
-    token = token and token.strip()
-    if token is not None and not (token and token.isascii() and token.isprintable()):
-        raise InputError("token: got an empty one or one with special characters, expected printable ASCII, or None")
+    token = usable_token(token)
     known = {item.id: item for item in items}
     if len(known) < len(items):
         raise InputError("items: two have the same id; item ids have to be unique")
@@ -357,13 +356,16 @@ def response_of(query: str, prompt: str, end_tokens: Sequence[str] = END_TOKENS)
         if found < 0:
             break
         start = found
-    response = query[start + len(end) :]
-    while True:
-        bare = response.rstrip()
-        token = next((token for token in end_tokens if bare.endswith(token)), None)
+    start += len(end)
+    stop = len(query)
+    while True:  # by places, so that a million end tokens are not a million copies
+        bare = stop
+        while bare > start and query[bare - 1].isspace():
+            bare -= 1
+        token = next((token for token in end_tokens if token and query.endswith(token, start, bare)), None)
         if token is None:
-            return response
-        response = bare.removesuffix(token)
+            return query[start:stop]
+        stop = bare - len(token)
 
 
 class _GoneError(Exception):

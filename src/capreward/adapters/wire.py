@@ -8,10 +8,38 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, WithJsonSchema
 
 from capreward.advantage import ESTIMATORS
+from capreward.errors import InputError
 from capreward.missing import Reason
 from capreward.records import Caption, Id, Image, Item
 
 DATA_URL = r"^data:[^,]*;base64,"
+
+
+LONGEST_ID = 1000
+"""Characters: numpy keeps all group ids of a batch as wide as the longest of them."""
+
+
+def _short(id: str) -> str:
+    if len(id) > LONGEST_ID:
+        raise ValueError(f"expected an id of at most {LONGEST_ID} characters")
+    return id
+
+
+SentId = Annotated[Id, AfterValidator(_short)]
+
+
+def usable_token(token: str | None) -> str | None:
+    """The token without the space around it; None without any.
+
+    Raises:
+        InputError: one that no header can hold. HTTP clients would quote it in their complaint.
+    """
+    if token is None:
+        return None
+    token = token.strip()
+    if not (token and token.isascii() and token.isprintable()):
+        raise InputError("token: got an empty one or one with special characters, expected printable ASCII, or None")
+    return token
 
 
 def _no_path(value: object) -> object:
@@ -43,6 +71,7 @@ class SentItem(Item):
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
+    id: SentId
     image: Annotated[
         Image,
         BeforeValidator(_no_path),
@@ -52,7 +81,7 @@ class SentItem(Item):
 
 
 ItemOrId = Annotated[
-    Annotated[SentItem, Tag("fields")] | Annotated[Id, Tag("id")],
+    Annotated[SentItem, Tag("fields")] | Annotated[SentId, Tag("id")],
     Discriminator(lambda value: "fields" if isinstance(value, dict | Item) else "id"),
 ]
 """An item's fields, or the id of one that the server or the request holds."""
@@ -77,9 +106,9 @@ class SentRollout(Sent):
     """The fields of an item, or the id of one in the request's `items` or among those that the server was started with."""
     caption: Caption
     """As the policy wrote it."""
-    id: Id | None = None
+    id: SentId | None = None
     """Unique in a request where given."""
-    group: Id | None = None
+    group: SentId | None = None
     """Rollouts with the same group are compared with one another; the item's id unless given."""
     metadata: dict[str, Any] = {}
     """Anything; for components that read it."""
