@@ -326,8 +326,10 @@ def test_help(capsys: pytest.CaptureFixture[str], arguments: list[str], said: li
     for words in said:
         assert words in out
 
+            (["sweep", "shapes"], "the following arguments are required: --out"),
 
 def test_is_installed_as_a_command() -> None:
     command = Path(sys.executable).with_name("capreward")
     done = subprocess.run([command, "--version"], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == f"capreward {__version__}\n"
+        (["sweep", "--help"], ["--weights", "--estimators", "--seeds", "--set-grid", "--set", "--jobs", "examples:"]),

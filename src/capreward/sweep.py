@@ -280,32 +280,35 @@ def figure(frame: pd.DataFrame) -> Figure:
     except ImportError as error:
         raise missing_extra("Drawing figures", "report", error) from error
     conditions, scores = list(frame.condition.unique()), list(frame.score.unique())
-    picture = Figure(figsize=(2.2 + 2.3 * len(scores), 2.2 + 0.6 * len(conditions)), layout="constrained")
+    picture = Figure(figsize=(2.2 + 2.3 * len(scores), 2.8 + 0.6 * len(conditions)), layout="constrained")
     axes = picture.subplots(2, len(scores), sharey=True, squeeze=False)
     places = np.arange(len(conditions))
     for column, score in enumerate(scores):
         rows = frame[frame.score == score]
         means, differences = axes[0, column], axes[1, column]
-        before, after = rows.before.to_numpy(), rows.after.to_numpy()
-        means.errorbar(
-            before, places - 0.12, xerr=_bars(rows.before_se), fmt="o", color="#D55E00", mfc="white", label="before"
-        )
-        means.errorbar(after, places + 0.12, xerr=_bars(rows.after_se), fmt="o", color="#0072B2", label="after")
+        for name, shift, look in (
+            ("before", -0.12, {"color": "#D55E00", "markerfacecolor": "white"}),
+            ("after", 0.12, {"color": "#0072B2"}),
+        ):
+            means.errorbar(rows[name], places + shift, xerr=_bars(rows[f"{name}_se"]), fmt="o", label=name, **look)
         means.set_title(score, fontsize=10, parse_math=False)
         means.set_xlabel("held-out score", fontsize=8)
         differences.errorbar(
-            rows.difference.to_numpy(), places, xerr=_bars(rows.difference_se), fmt="D", color="black", markersize=5
+            rows.difference, places, xerr=_bars(rows.difference_se), fmt="D", color="black", markersize=5
         )
         differences.axvline(0, color="0.4", linewidth=0.8)
         differences.set_xlabel("difference, paired by seed", fontsize=8)
         for axis in (means, differences):
             axis.grid(axis="x", linewidth=0.4)
+            axis.locator_params(axis="x", nbins=4)
             axis.tick_params(axis="x", labelsize=8)
             axis.set_yticks(places, conditions, fontsize=8, parse_math=False)
             axis.set_ylim(len(conditions) - 0.5, -0.5)
-    axes[0, 0].legend(fontsize=8)
-    counts = sorted(set(frame.seeds))
-    seeds = f"{counts[0]} to {counts[-1]} seeds" if len(counts) > 1 else f"{counts[0]} seeds"
+    picture.legend(
+        *axes[0, 0].get_legend_handles_labels(), loc="outside lower right", ncols=2, fontsize=8, frameon=False
+    )
+    fewest, most = frame.seeds.min(), frame.seeds.max()
+    seeds = f"{fewest} to {most} seeds" if fewest < most else f"{most} seeds"
     picture.suptitle(f"Mean ± standard error over {seeds}; below, less {conditions[0]}", fontsize=11, parse_math=False)
     return picture
 
@@ -451,8 +454,8 @@ def _check_unchanged(runs: Sequence[Run]) -> None:
     if mixed:
         run, name, before, after = mixed[0]
         raise InputError(
-            f"{run.folder}: was trained with {name}={before!r}, got {after!r}, as were {len(mixed)} of the {len(runs)} runs; "
-            "give the setting that they were trained with, take another folder (--out), or remove theirs"
+            f"{run.folder}: was trained with {name}={before!r}, got {after!r} ({len(mixed)} of {len(runs)} runs differ); give "
+            "the settings that they were trained with, take another folder (--out), or remove the folders of these runs"
         )
 
 
