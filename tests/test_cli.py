@@ -275,6 +275,7 @@ class TestErrors:
             ([], "the following arguments are required: COMMAND"),
             (["fly"], "invalid choice: 'fly'"),
             (["train"], "the following arguments are required: recipe"),
+            (["sweep", "shapes"], "the following arguments are required: --out"),
             (["score"], "the following arguments are required: file"),
             (["score", "captions.jsonl", "--suite", "best"], "invalid choice: 'best'"),
             (["score", "captions.jsonl", "--max-length", "ten"], "invalid int value: 'ten'"),
@@ -314,6 +315,7 @@ class TestErrors:
         (["score", "--help"], ["--items", "--suite", "--weight", "--max-length", "--max-missing", "--by", "--out"]),
         (["score", "--help"], ["--judge", "--base-url", "--cache", "examples:"]),
         (["demo", "--help"], ["--samples", "--suite", "--weight", "capreward-demo", "example:"]),
+        (["sweep", "--help"], ["--weights", "--estimators", "--seeds", "--set-grid", "--set", "--jobs", "examples:"]),
         (["verl-overrides", "--help"], ["FILE[:NAME]", "--mode", "--legacy", "example"]),
         (["--version"], [f"capreward {__version__}"]),
     ],
@@ -326,10 +328,8 @@ def test_help(capsys: pytest.CaptureFixture[str], arguments: list[str], said: li
     for words in said:
         assert words in out
 
-            (["sweep", "shapes"], "the following arguments are required: --out"),
 
 def test_is_installed_as_a_command() -> None:
     command = Path(sys.executable).with_name("capreward")
     done = subprocess.run([command, "--version"], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == f"capreward {__version__}\n"
-        (["sweep", "--help"], ["--weights", "--estimators", "--seeds", "--set-grid", "--set", "--jobs", "examples:"]),
