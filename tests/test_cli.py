@@ -217,6 +217,58 @@ class TestScore:
         assert sorted(path.name for path in folder.iterdir()) == ["ledger", "scores.jsonl", "scores.png"]
 
 
+class TestAblate:
+    @pytest.fixture
+    def ledger(self, write: Write, tmp_path: Path) -> Path:
+        rows = [{**ROWS[0], "id": name, "rollouts": ["A white cup on a table.", "A dog.", ""]} for name in "xy"]
+        assert run("score", write(*rows), "--out", tmp_path / "scores") == 0
+        return tmp_path / "scores" / "ledger"
+
+    def test_default(self, ledger: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        capsys.readouterr()
+        assert run("ablate", ledger, "--out", tmp_path / "new" / "report.html") == 0
+        page = (tmp_path / "new" / "report.html").read_text(encoding="utf-8")
+        for name in ("grpo", "fluency x 2", "coverage x 2", "without fluency"):
+            assert f'<th scope="row">{name}</th>' in page
+        out = capsys.readouterr().out
+        assert "Furthest from the recorded advantages: " in out
+        assert f"wrote {tmp_path / 'new' / 'report.html'}" in out
+
+    def test_what_is_asked_for(self, ledger: Path, tmp_path: Path) -> None:
+        options = ("--weights", "fluency=2,coverage=0.5", "--drop", "fluency", "--length-mask", "fluency=0.25:4")
+        out = tmp_path / "report.html"
+        assert run("ablate", ledger, *options, "--estimators", "gdpo,rvpo", "--seed", "3", "--out", out) == 0
+        page = out.read_text(encoding="utf-8")
+        for name in ("rvpo", "fluency=2, coverage=0.5", "without fluency", "mask fluency 0.25 to 4"):
+            assert f'<th scope="row">{name}</th>' in page
+        assert "seed 3" in page
+        assert "x 2" not in page
+        assert "grpo</th>" not in page
+
+    @pytest.mark.parametrize(
+        ("options", "said"),
+        [
+            (["--weights", "fluency"], "--weights: got 'fluency', expected NAME=NUMBER"),
+            (["--weights", "grammar=1"], "weights: got component 'grammar', expected one of"),
+            (["--drop", "grammar"], "drop: got component 'grammar', expected one of"),
+            (["--length-mask", "fluency=2"], "--length-mask: got 'fluency=2', expected TARGET=LOW:HIGH"),
+            (["--length-mask", "fluency=2:1"], "got low=2.0, high=1.0, expected 0 <= low < high"),
+            (["--estimators", "ppo"], "estimator: got 'ppo', expected one of"),
+            (["--out", "."], "--out: got '.', a folder; expected a file"),
+        ],
+    )
+    def test_cannot_be(
+        self, ledger: Path, options: list[str], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        assert run("ablate", ledger, "--out", tmp_path / "report.html", *options) == 2
+        assert said in capsys.readouterr().err
+        assert not (tmp_path / "report.html").exists()
+
+    def test_no_ledger(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert run("ablate", tmp_path, "--out", tmp_path / "report.html") == 2
+        assert "no ledger; expected a folder with rollouts.jsonl" in capsys.readouterr().err
+
+
 class TestErrors:
     """Exit status 2, one line that says what is wrong, and nothing written."""
 
@@ -316,6 +368,7 @@ class TestErrors:
         (["score", "--help"], ["--judge", "--base-url", "--cache", "examples:"]),
         (["demo", "--help"], ["--samples", "--suite", "--weight", "capreward-demo", "example:"]),
         (["sweep", "--help"], ["--weights", "--estimators", "--seeds", "--set-grid", "--set", "--jobs", "examples:"]),
+        (["ablate", "--help"], ["--weights", "--drop", "--length-mask", "--estimators", "--out", "--seed", "examples:"]),
         (["verl-overrides", "--help"], ["FILE[:NAME]", "--mode", "--legacy", "example"]),
         (["--version"], [f"capreward {__version__}"]),
     ],

@@ -51,6 +51,8 @@ BASES: Mapping[Estimator, Estimator] = {
     advantage.mo_grpo: advantage.mo_grpo,
 }
 """Estimators whose advantage is a sum over components, and what the sum is of: they scale it by group or by batch."""
+SUMS = tuple(name for name, estimator in advantage.ESTIMATORS.items() if estimator in BASES)
+"""Their names."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +110,7 @@ class Ablation:
             raise InputError(f"resamples: got {resamples}, expected a number >= 0; 0 for no intervals")
         if not 0 < level < 1:
             raise InputError(f"level: got {level}, expected a confidence in (0, 1), such as 0.95")
-        self.resamples, self.level, self.seed = resamples, level, seed
+        self.ledger, self.resamples, self.level, self.seed = ledger, resamples, level, seed
         rows = ledger.rows()
         self.names = rows.names
         self.weights = dict(zip(rows.names, rows.weights.tolist(), strict=True))
@@ -234,9 +236,8 @@ class Ablation:
         """
         estimator = _estimator(variant)
         if estimator not in BASES:
-            allowed = sorted(name for name, known in advantage.ESTIMATORS.items() if known in BASES)
             raise InputError(
-                f"estimator: got {variant.estimator!r}, whose advantage is no sum over components; expected one of {allowed}"
+                f"estimator: got {variant.estimator!r}, whose advantage is no sum over components; expected one of {sorted(SUMS)}"
             )
         base = BASES[estimator]
         options = {} if base is advantage.dr_grpo else {key: v for key, v in variant.options.items() if key == "eps"}
@@ -555,9 +556,9 @@ class Ablation:
         return result
 
 
-def default_variants(ablation: Ablation) -> dict[str, Variant]:
-    """GRPO, each weight doubled, each component dropped: of the components with a weight, as long as every suite keeps one."""
-    variants = {"grpo": Variant(estimator="grpo")}
+def default_variants(ablation: Ablation, estimators: Sequence[str] = ("grpo",)) -> dict[str, Variant]:
+    """Each estimator, each weight doubled, and without each component that every suite can spare."""
+    variants = {name: Variant(estimator=name) for name in estimators}
     weighted = [name for name, weight in ablation.weights.items() if weight]
     variants |= {f"{name} x 2": Variant(scale={name: 2.0}) for name in weighted}
     return variants | {f"without {name}": Variant(drop=(name,)) for name in weighted if ablation.can_do_without(name)}
