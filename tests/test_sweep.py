@@ -104,6 +104,14 @@ class TestPlan:
         runs = planned(tmp_path, grid={"data": ["a/b.jsonl", "../c.jsonl"], "clip": [[0.1, 0.2]]}, seeds=[0])
         assert [run.folder.parent.parent for run in runs] == [tmp_path] * 2
         assert runs[0].condition == "gdpo,data=a%2Fb.jsonl,clip=[0.1, 0.2]"
+        long, longer = planned(tmp_path, grid={"prompt": ["a" * 250, "a" * 251]}, seeds=[0])
+        assert long.condition[:180] == longer.condition[:180]
+        assert long.condition != longer.condition
+        (tmp_path / longer.condition).mkdir()
+
+    def test_a_value_has_one_name_however_it_is_written(self, tmp_path: Path) -> None:
+        for rate in (1e-4, "1e-4", "0.00010"):
+            assert planned(tmp_path, grid={"learning_rate": [rate]})[0].condition == "gdpo,learning_rate=0.0001"
 
     @pytest.mark.parametrize(
         ("options", "said"),
@@ -115,7 +123,9 @@ class TestPlan:
             ({"estimators": ["ppo"]}, "estimator: got 'ppo'"),
             ({"weights": [{"colour": 1}]}, r"weights: got component 'colour', expected one of \['qa', 'precision'"),
             ({"weights": [{"qa": -1}]}, r"weights\['qa'\]: got -1.0, expected a finite number >= 0"),
+            ({"estimators": []}, "estimators: got none"),
             ({"grid": {"stepz": [1]}}, "stepz: got 1; there is no such setting"),
+            ({"grid": {"seeds": [1]}}, "seeds: got 1; there is no such setting"),
             ({"grid": {"seed": [1]}}, "seed: a sweep takes it from seeds; give it there"),
             ({"changes": {"weights": {}}}, "weights: a sweep takes it from weights"),
             ({"changes": {"held_out": 0}}, "held_out: got 0, expected more: a sweep compares scores of held-out items"),
@@ -461,7 +471,11 @@ class TestRealRuns:
         (("--weights", "fluency"), "--weights: got 'fluency', expected NAME=NUMBER,..., such as fluency=2,coverage=1"),
         (("--weights", "flueny=2"), "weights: got component 'flueny'"),
         (("--seeds", "0-3"), "--seeds: got '0-3', expected whole numbers, such as 0,1,2"),
-        (("--set-grid", "steps"), "expected NAME=VALUE"),
+        (("--set-grid", "steps"), "--set-grid: got 'steps', expected NAME=VALUE,..."),
+        (
+            ("--set-grid", "steps=1", "--set-grid", "steps=2"),
+            "--set-grid: got 'steps=2', expected NAME=VALUE,..., each name once",
+        ),
         (("--set", "seed=1"), "seed: a sweep takes it from seeds"),
         (("--jobs", "0"), "jobs: got 0, expected at least 1"),
         (("--out", "/dev/null/sweep"), "/dev/null is a file; expected a folder"),

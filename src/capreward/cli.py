@@ -366,7 +366,7 @@ def _sweep(arguments: argparse.Namespace) -> None:
         [_weights(text) for text in arguments.weights or ["recipe"]],
         arguments.estimators and arguments.estimators.split(","),
         [_seed(text) for text in arguments.seeds.split(",")],
-        dict(parse_setting(text.replace("=", "=[", 1) + "]") for text in arguments.set_grid),
+        _grid(arguments.set_grid),
         dict(parse_setting(text) for text in arguments.set),
     )
     _check_writable(arguments.out)
@@ -488,6 +488,19 @@ def _weights(text: str) -> dict[str, float]:
     except InputError:
         expected = "NAME=NUMBER,..., such as fluency=2,coverage=1, or recipe"
         raise InputError(f"--weights: got {text!r}, expected {expected}") from None
+
+
+def _grid(texts: Sequence[str]) -> dict[str, list[Any]]:
+    from capreward.train.config import parse_setting
+
+    grid: dict[str, list[Any]] = {}
+    for text in texts:
+        name, equals, values = text.partition("=")
+        if not equals or name in grid:
+            expected = "NAME=VALUE,..., each name once, such as learning_rate=1.0e-4,3.0e-4"
+            raise InputError(f"--set-grid: got {text!r}, expected {expected}")
+        _, grid[name] = parse_setting(f"{name}=[{values}]")
+    return grid
 
 
 def _seed(text: str) -> int:

@@ -29,7 +29,7 @@ from urllib.parse import quote
 import numpy as np
 
 from capreward import recipe as recipes, report
-from capreward.data import replacing, write_rows
+from capreward.data import digest, replacing, write_rows
 from capreward.errors import CaprewardError, InputError, missing_extra
 from capreward.judges.fake import FunctionJudge
 from capreward.presets import PRESETS
@@ -147,19 +147,24 @@ def plan(
     base = TrainConfig.from_yaml(recipes.find(Path(recipe)), **changes, out=out)
     if not base.held_out:
         raise InputError("held_out: got 0, expected more: a sweep compares scores of held-out items")
-    axes = {"weights": weights, "estimators": estimators or [base.estimator], **grid, "seeds": seeds}
-    if empty := [name for name, values in axes.items() if not len(values)]:
+    estimators = [base.estimator] if estimators is None else estimators
+    axes = [("weights", weights), ("estimators", estimators), *grid.items(), ("seeds", seeds)]
+    if empty := [name for name, values in axes if not len(values)]:
         raise InputError(f"{empty[0]}: got none, expected at least one")
     runs: dict[Path, Run] = {}
-    for weighed, estimator, *others, seed in product(*axes.values()):
-        settings = dict(zip(grid, others, strict=True))
-        condition = _name(str(estimator), {**dict(sorted(weighed.items())), **settings})
+    for weighed, estimator, *others, seed in product(*(values for _, values in axes)):
+        own = {"weights": {**base.weights, **weighed}, "estimator": estimator, "seed": seed}
+        config = TrainConfig(**{**base.model_dump(), **dict(zip(grid, others, strict=True)), **own})
+        _check_weights(config)
+        said = config.model_dump(mode="json")
+        condition = _name(
+            said["estimator"],
+            {name: said["weights"][name] for name in sorted(weighed)} | {name: said[name] for name in grid},
+        )
         folder = base.out / condition / f"seed-{seed}"
         if folder in runs:
             raise InputError(f"got {condition} with seed {seed} twice; name every condition and seed once")
-        own = {"weights": {**base.weights, **weighed}, "estimator": estimator, "seed": seed, "out": folder}
-        runs[folder] = Run(condition, TrainConfig(**{**base.model_dump(), **settings, **own}))
-        _check_weights(runs[folder].config)
+        runs[folder] = Run(condition, config.model_copy(update={"out": folder}))
     _check_unchanged(list(runs.values()))
     return list(runs.values())
 
@@ -471,7 +476,8 @@ def _name(estimator: str, settings: Mapping[str, Any]) -> str:
     parts = [
         f"{name}={value:.15g}" if isinstance(value, float) else f"{name}={value}" for name, value in settings.items()
     ]
-    return quote(",".join([estimator, *parts]), safe=",=+ []")
+    name = quote(",".join([estimator, *parts]), safe=",=+ []")
+    return name if len(name) <= 200 else f"{name[:180]}~{digest(name)[:12]}"  # file systems take 255
 
 
 def _means(run: Run) -> dict[str, tuple[float, float]]:
