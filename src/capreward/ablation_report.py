@@ -316,7 +316,8 @@ def _drawing() -> Iterator[type[Figure]]:
     style: dict[Any, Any] = {
         **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), ink),
         **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color", "grid.color"), line),
-        **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), "none"),
+        "figure.facecolor": "white",  # notebooks may be dark; the page has a ground of its own
+        "axes.facecolor": "none",
         **dict.fromkeys(("axes.spines.top", "axes.spines.right"), False),
         "font.size": 9,
         "grid.linewidth": 0.4,
@@ -400,7 +401,7 @@ def _svg(picture: Figure, name: str, alt: str) -> str:
     """A figure as an SVG element in the page's colours, its ids its own."""
     file = io.StringIO()
     with _drawing():
-        picture.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+        picture.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = file.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     text = re.sub(r'\bid="', f'id="{name}-', text)
