@@ -165,8 +165,8 @@ def make_report(
     sections = [
         _section(
             "How far each variant is from what was recorded",
-            "1 for the same order within every group; opposite signs are counted among the rollouts that either gives "
-            "an advantage. What a change of estimator does shows beside changes of weights.",
+            "A rank correlation of 1: the same order in every group. Opposite signs are counted among the rollouts to which "
+            "either gives an advantage other than 0.",
             {
                 f"{MEASURES[name].capitalize()}, {rows}: {_range(compared[compared['measure'] == name], 'variant')}": (
                     compare_figure(compared, name)
