@@ -204,6 +204,13 @@ class TestItemsOf:
         with Image.open(io.BytesIO(red.image)) as image:
             assert image.getpixel((0, 0)) == (255, 0, 0)
 
+    def test_images_that_differ_in_their_palette_alone(self) -> None:
+        red, blue = Image.new("P", (2, 2)), Image.new("P", (2, 2))
+        red.putpalette([255, 0, 0])
+        blue.putpalette([0, 0, 255])
+        one, other = items_of([{"image": red}, {"image": blue}])
+        assert one.id != other.id
+
     def test_two_images_are_one_too_many(self) -> None:
         with pytest.raises(InputError, match=r"row 1: images: got 2, expected one; name its column with columns="):
             items_of([{"images": [b"1"]}, {"images": [b"1", b"2"]}])

@@ -269,6 +269,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, bytes):
         return hashlib.blake2b(value).hexdigest()
     if hasattr(value, "tobytes") and hasattr(value, "mode"):  # a PIL image
+        value = value.convert("RGBA") if value.mode in ("P", "PA") else value  # else: places in a palette, without it
         return [value.mode, value.size, _plain(value.tobytes())]
     return value.tolist() if hasattr(value, "tolist") else str(value)
 

@@ -20,6 +20,7 @@ from trl import GRPOConfig, RLOOConfig
 
 from capreward import Missing, Reason, RewardSuite, Rollout, gdpo
 from capreward.adapters.trl import grpo_kwargs, reward_funcs, rloo_kwargs
+from capreward.advantage import ESTIMATORS
 from capreward.errors import ComponentError, InputError, TooManyMissingError
 
 HERE = Path(__file__).parent
@@ -114,8 +115,23 @@ class TestComponents:
         call(reward_funcs(RewardSuite({"a": component})), [completion])
         assert [rollout.caption for rollout in component.rollouts] == ["A cup."]
 
-    def test_no_message_at_all_is_an_empty_caption(self) -> None:
-        assert call(reward_funcs(RewardSuite({"a": FakeComponent(1.0)})), [[]])[0] == [[0.0]]
+    @pytest.mark.parametrize(
+        "completion",
+        [
+            [],
+            [{"role": "assistant", "content": None}],
+            [{"role": "assistant", "tool_calls": []}],
+            [{"role": "assistant", "content": [{"type": "image", "text": None}]}],
+        ],
+    )
+    def test_no_text_at_all_is_an_empty_caption(self, completion: Any) -> None:
+        assert call(reward_funcs(RewardSuite({"a": FakeComponent(1.0)})), [completion])[0] == [[0.0]]
+
+    @pytest.mark.parametrize("exact", [False, True])
+    def test_a_column_of_any_name_is_a_column(self, exact: bool) -> None:
+        functions = reward_funcs(RewardSuite({"a": FakeComponent(DOWN)}, max_missing=0.5), exact=exact)
+        with pytest.raises(TooManyMissingError):
+            call(functions, ["x"], part=["whole"], process=["printing"], given=["g"], row=[1])
 
     def test_items_come_from_columns(self) -> None:
         component = Keeping()
@@ -166,6 +182,14 @@ class TestBreaking:
         with pytest.raises(ComponentError, match="component 'a': ValueError: a bug"):
             call(reward_funcs(RewardSuite({"a": FakeComponent(ValueError("a bug"))})), ["x"])
 
+    @pytest.mark.parametrize("first", ["", "down", "too long for it"])
+    def test_a_batch_that_no_component_has_scored_is_not_working(self, first: str) -> None:
+        suite = RewardSuite({"a": by_caption(down=DOWN, x=ValueError("a bug"))}, max_length=2)
+        functions = reward_funcs(suite)
+        call(functions, [first])
+        with pytest.raises(ComponentError, match="component 'a': ValueError: a bug"):
+            call(functions, ["x"])
+
     @pytest.mark.parametrize("exact", [False, True])
     def test_later_a_batch_goes_without_scores(self, exact: bool, caplog: pytest.LogCaptureFixture) -> None:
         suite = RewardSuite({"a": by_caption(x=0.5, y=1.0, z=ValueError("a bug"))})
@@ -175,6 +199,7 @@ class TestBreaking:
             answers, logs = call(functions, ["x", "z"])
         assert answers == [[None, None]]
         assert logs.metrics == [("a/missing", 1.0)]
+        assert logs.extra == {"a/why": ["the batch goes without scores: component 'a': ValueError: a bug"] * 2}
         assert "a batch of 2 rollouts goes without scores" in caplog.text
         assert "ValueError: a bug" in caplog.text
         assert None not in call(functions, ["x", "y"])[0][0]
@@ -196,9 +221,26 @@ class TestExact:
         expected = gdpo([[0.1, 1], [0.4, 0], [0.9, 0], [np.nan] * 2], ["g"] * 4)
         assert answers == [*expected[:3].tolist(), None]
 
-    def test_another_estimator(self) -> None:
-        suite = RewardSuite({"a": by_caption(x=0.25, y=0.75)})
-        assert call(reward_funcs(suite, exact=True, estimator="dr_grpo"), ["x", "y"])[0] == [[-0.25, 0.25]]
+    @pytest.mark.parametrize("estimator", sorted(ESTIMATORS))
+    def test_every_estimator_comes_through_or_is_refused(self, estimator: str) -> None:
+        values = np.random.default_rng(0).random((12, 2)).round(1)
+        values[[1, 6], [0, 1]] = np.nan
+        scores = [{str(row): DOWN if np.isnan(x) else x for row, x in enumerate(column)} for column in values.T]
+        suite = RewardSuite({"a": by_caption(**scores[0]), "b": by_caption(**scores[1])})
+        expected = ESTIMATORS[estimator](values, np.repeat([0, 1, 2], 4))
+        options: dict[str, Any] = {"exact": True, "estimator": estimator}
+        if np.abs(expected.reshape(3, 4).sum(axis=1)).max() > 1e-9:
+            with pytest.raises(InputError, match=rf"estimator: got '{estimator}', expected one of \['corr_grpo'"):
+                reward_funcs(suite, **options)
+            return
+        (given,), _ = call(reward_funcs(suite, **options), list(scores[0]), list("ppppqqqqrrrr"))
+        of_group = np.reshape(given, (3, 4))
+        less_mean = of_group - of_group.mean(axis=1, keepdims=True)
+        np.testing.assert_allclose(less_mean.ravel(), expected, rtol=1e-12, atol=1e-14)
+
+    def test_an_unknown_estimator(self) -> None:
+        with pytest.raises(InputError, match="estimator: got 'ppo', expected one of"):
+            reward_funcs(RewardSuite({"a": FakeComponent(1.0)}), exact=True, estimator="ppo")
 
     def test_before_the_mean_of_the_others_is_taken(self) -> None:
         suite = RewardSuite({"a": by_caption(w=0.1, x=0.4, y=0.9, z=DOWN)})
@@ -288,12 +330,12 @@ class TestTrainers:
         assert sum(batch["metrics"]["fluency/gated"] for batch in one["grpo"][0][:-1]) > 1
 
     def test_groups_are_trls(self, one: Runs, two: Runs) -> None:
-        """Runs of G rollouts, which two processes share."""
-        for made in (one["exact"], two["exact"]):
+        """Runs of G rollouts, one of which two processes share."""
+        for made in (one["exact"], two["grpo"], two["exact"]):
             for _, groups, _ in batches(made):
                 for start in range(0, len(groups), 4):
                     assert len(set(groups[start : start + 4])) == 1
-                assert len(set(groups)) == 4
+                assert len(set(groups)) == 5
 
     def test_rewards_logged_are_ours(self, one: Runs, two: Runs) -> None:
         for made in (one, two):

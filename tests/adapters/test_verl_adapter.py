@@ -109,7 +109,7 @@ def test_a_component_that_raises(caplog: pytest.LogCaptureFixture) -> None:
         return DOWN if "down" in rollout.caption else 0.5
 
     score = score_function(lambda: RewardSuite({"a": FakeComponent(verdict)}))
-    for caption in ("crash", "down", "crash"):  # nothing has worked yet
+    for caption in ("crash", "down", "crash", "", "crash"):  # nothing has worked yet
         if caption == "crash":
             with pytest.raises(ComponentError, match="component 'a': ConnectionError: gone"):
                 called(score, caption)

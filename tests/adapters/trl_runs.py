@@ -10,6 +10,7 @@ import copy
 import io
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,15 +21,15 @@ from datasets import Dataset
 from PIL import Image
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-from capreward import LengthMask, Missing, Precision, Coverage, Reason, RewardSuite, Rollout, Score, ScoreTable, shapes
+from capreward import Coverage, LengthMask, Missing, Precision, Reason, RewardSuite, Rollout, Score, ScoreTable, shapes
 from capreward.adapters.trl import grpo_kwargs, reward_funcs, rloo_kwargs
 from capreward.components.fluency import Fluency
 from capreward.data import digest
 
 STEPS = 10
 G = 4
-BATCH = 16
-"""Rollouts a step: groups of G, which two processes share."""
+BATCH = 20
+"""Rollouts a step: five groups of G, of which the middle one is shared by two processes."""
 DOWN = Missing(Reason.SERVER, "server is down")
 
 
@@ -120,7 +121,7 @@ def run(folder: Path, kind: str, model: Any, processor: Any) -> None:
             batches[-1]["table"] = {name: list(column)[-BATCH:] for name, column in self._logs["extra"].items()}
             return output
 
-    processes = int(torch.distributed.get_world_size()) if torch.distributed.is_initialized() else 1
+    processes = int(os.environ.get("WORLD_SIZE", 1))  # before the first trainer, torch has not been told
     trainer = Recorded(
         model,
         reward_funcs(

@@ -13,9 +13,13 @@ from typing import Any, Literal
 import numpy as np
 
 from capreward.adapters.batches import Batches, with_none
+from capreward.advantage import ESTIMATORS
 from capreward.errors import InputError, missing_extra
 from capreward.scoring import Float, concatenated
 from capreward.suite import RewardSuite
+
+CENTRED = sorted(ESTIMATORS.keys() - {"rvpo", "gd2po"})
+"""The estimators whose advantages add up to 0 over a group."""
 
 
 def reward_funcs(
@@ -33,7 +37,7 @@ def reward_funcs(
     computed in float64 over all processes. Beside the rewards TRL logs `ScoreTable.metrics`, and in its table of completions
     why each rollout got its scores.
 
-    Once a batch has been scored, a component that breaks leaves its batch without scores instead of ending the run.
+    Once anything has been scored, a component that breaks leaves its batch without scores instead of ending the run.
 
     Args:
         suite: its weights and how they are joined reach TRL by `grpo_kwargs` or `rloo_kwargs`.
@@ -41,11 +45,12 @@ def reward_funcs(
             (`references`, `questions`, `rubric`, ...), and `image`, or `images` with one image in it.
         exact: rows that share item and prompt are a group; a dataset should hold such a pair once.
         trainer: whose arithmetic to undo. RLOOTrainer's own reads a missing score as 0, so for it `exact` has to be on.
-        estimator: of the advantage, if `exact`.
+        estimator: of the advantage, if `exact`: one whose advantages add up to 0 over a group.
 
     Raises:
-        InputError: `trainer="rloo"` without `exact`; while training, rows that are no items.
-        ComponentError: while training, if a component breaks before any batch has been scored.
+        InputError: `trainer="rloo"` without `exact`; an estimator that is unknown, or that TRL's arithmetic would change; while
+            training, rows that are no items.
+        ComponentError: while training, if a component breaks before anything has been scored.
         TooManyMissingError: while training, if more is missing than the suite's `max_missing` allows.
     """
     if trainer == "rloo" and not exact:
@@ -55,6 +60,11 @@ def reward_funcs(
         )
     batches = Batches(suite, columns)
     if exact:
+        if estimator not in CENTRED:
+            raise InputError(
+                f"estimator: got {estimator!r}, expected one of {CENTRED} with exact=True: TRL subtracts the group's mean, which "
+                "has to be 0"
+            )
         return [_advantage(batches, trainer, estimator)]
     functions = [batches.component(k) for k in range(len(suite.names))]
     for function, name in zip(functions, suite.names, strict=True):
@@ -85,7 +95,7 @@ def _advantage(batches: Batches, trainer: str, estimator: str) -> Callable[..., 
     def advantage(completions: list[Any], **given: Any) -> list[float | None]:
         process = PartialState().process_index
         try:
-            mine: Any = batches.score(completions, process=process, part=True, **given).result()
+            mine: Any = batches.score(completions, given, part=True, process=process).result()
         except Exception as error:  # noqa: BLE001  # the other processes wait, and have to hear of it
             mine = error
         every = gather_object([mine])

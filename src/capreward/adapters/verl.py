@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from capreward.adapters.batches import with_none
+from capreward.adapters.batches import has_scored, with_none
 from capreward.data import items_of
 from capreward.errors import ComponentError, InputError
 from capreward.records import Rollout
@@ -90,10 +90,9 @@ def score_function(
             if not worked:
                 raise
             why = str(error)
+        worked = worked or (table is not None and has_scored(suite, table, [rollout]))
         answer = _answer(suite, table, why)
-        if answer["missing"] < len(suite.names):
-            worked = True
-        else:
+        if answer["missing"] == len(suite.names):
             log.warning("item %r: no score: %s", rollout.item.id, answer["why_missing"])
         return answer
 
