@@ -25,7 +25,7 @@ def one(groups: Groups, row: int, size: int = 3) -> asyncio.Task[list[Place]]:
 
 def test_who_is_cancelled_does_not_count() -> None:
     async def work() -> None:
-        groups = Groups(np.ones(2), timeout=5)
+        groups = Groups(np.ones(2), timeout=60)
         first = one(groups, 0, 2)
         await asyncio.sleep(0)
         first.cancel()
@@ -37,6 +37,30 @@ def test_who_is_cancelled_does_not_count() -> None:
         expected = gdpo(ROWS[1:], [0, 0], whiten=False)
         np.testing.assert_allclose([place.advantage for place in places], expected, rtol=1e-12)
         assert groups.waiting == 0
+
+    run(work())
+
+
+def test_who_is_cancelled_is_not_answered() -> None:
+    async def work() -> None:
+        groups = Groups(np.ones(2), timeout=60)
+        first = one(groups, 0, 2)
+        await asyncio.sleep(0)
+        second, third = one(groups, 1, 2), one(groups, 2, 2)
+        first.cancel()  # it has its turn to leave after the other two have joined
+        places = [(await task)[0] for task in (second, third)]
+        assert [place.compared for place in places] == [2, 2]
+        assert groups.waiting == 0
+
+    run(work())
+
+
+def test_weights_and_missing_scores() -> None:
+    async def work() -> None:
+        values = np.array([[0.1, 0.9], [0.4, np.nan], [0.5, 0.1]])
+        places = await Groups(np.array([1.0, 0.25]), timeout=60).places([KEY] * 3, values, 3)
+        expected = gdpo(values, [0, 0, 0], [1.0, 0.25], whiten=False)
+        np.testing.assert_allclose([place.advantage for place in places], expected, rtol=1e-12)
 
     run(work())
 
@@ -56,7 +80,7 @@ def test_an_old_group_s_time_does_not_end_the_next() -> None:
 
 def test_a_group_that_all_have_left_leaves_nothing_behind() -> None:
     async def work() -> None:
-        groups = Groups(np.ones(2), timeout=5)
+        groups = Groups(np.ones(2), timeout=60)
         tasks = [one(groups, 0), one(groups, 1)]
         await asyncio.sleep(0)
         assert groups.waiting == 2
@@ -71,7 +95,7 @@ def test_a_group_that_all_have_left_leaves_nothing_behind() -> None:
 
 def test_nobody_waits_once_it_is_closed() -> None:
     async def work() -> None:
-        groups = Groups(np.ones(2), timeout=5)
+        groups = Groups(np.ones(2), timeout=60)
         before = one(groups, 0)
         await asyncio.sleep(0)
         groups.close()
@@ -83,7 +107,7 @@ def test_nobody_waits_once_it_is_closed() -> None:
 
 def test_sizes_do_not_mix() -> None:
     async def work() -> None:
-        groups = Groups(np.ones(2), timeout=5)
+        groups = Groups(np.ones(2), timeout=60)
         pair, three = one(groups, 0, 2), one(groups, 1, 3)
         await asyncio.sleep(0)
         assert groups.waiting == 2

@@ -399,7 +399,7 @@ def test_get_reward_without_any_score_is_to_be_asked_again(url: str) -> None:
 def test_get_reward_waits_for_the_group_of_its_item_and_prompt() -> None:
     captions = ["0.1 0.9", "0.4 m", "m m"]
     other = PROMPT.replace("Describe", "Paint")
-    with serving(group_size=3, group_timeout=0.5) as url:
+    with serving(group_size=4, group_timeout=0.5) as url:  # one more than come, so that nobody of another group is let in
         calls = [("/get_reward", rewarded(caption)) for caption in captions]
         calls += [("/get_reward", rewarded("0.7 0.7", label="dog")), ("/get_reward", rewarded("0.7 0.7", prompt=other))]
         answers = [answer.json() for answer in together(url, *calls)]
