@@ -234,6 +234,16 @@ def test_too_large_in_pieces_is_counted(url: str) -> None:
     assert "100000 bytes" in answer.json()["detail"]
 
 
+def test_an_upload_that_stalls_is_given_up() -> None:
+    with serving(timeout=0.3) as url:
+        host, port = url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=10) as connection:
+            head = "POST /score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
+            connection.sendall(head.encode())
+            assert connection.recv(1000).startswith(b"HTTP/1.1 408 ")
+        assert metric(url, 'capreward_requests_total{path="/score",status="408"}') == 1
+
+
 def test_a_component_that_breaks_is_the_servers_fault(url: str, caplog: pytest.LogCaptureFixture) -> None:
     answer = post(url, "/score", sent("b"))
     assert answer.status_code == 503
@@ -399,7 +409,7 @@ def test_get_reward_without_any_score_is_to_be_asked_again(url: str) -> None:
 def test_get_reward_waits_for_the_group_of_its_item_and_prompt() -> None:
     captions = ["0.1 0.9", "0.4 m", "m m"]
     other = PROMPT.replace("Describe", "Paint")
-    with serving(group_size=4, group_timeout=0.5) as url:  # one more than come, so that nobody of another group is let in
+    with serving(group_size=4, group_timeout=0.5) as url:  # one more than come: another group's rollout would fit in
         calls = [("/get_reward", rewarded(caption)) for caption in captions]
         calls += [("/get_reward", rewarded("0.7 0.7", label="dog")), ("/get_reward", rewarded("0.7 0.7", prompt=other))]
         answers = [answer.json() for answer in together(url, *calls)]

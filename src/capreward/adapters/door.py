@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import hmac
@@ -34,12 +35,22 @@ class Door:
         app: what lies behind.
         token: needed for everything but /health, as `Authorization: Bearer TOKEN` or as the password of Basic; None: no token.
         max_body: bytes.
+        timeout: seconds for the whole body to come.
         metrics: counts every request.
         paths: those that are counted by name; all else is "other".
     """
 
-    def __init__(self, app: App, *, token: str | None, max_body: int, metrics: Metrics, paths: Collection[str]) -> None:
-        self.app, self.max_body, self.metrics, self.paths = app, max_body, metrics, paths
+    def __init__(
+        self,
+        app: App,
+        *,
+        token: str | None,
+        max_body: int,
+        timeout: float,
+        metrics: Metrics,
+        paths: Collection[str],
+    ) -> None:
+        self.app, self.max_body, self.timeout, self.metrics, self.paths = app, max_body, timeout, metrics, paths
         self._token = None if token is None else token.encode()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -78,8 +89,13 @@ class Door:
             return await self._too_large(send)
         parts: list[bytes] = []
         size, more = 0, True
+        end = asyncio.get_running_loop().time() + self.timeout
         while more:
-            message = await receive()
+            try:
+                async with asyncio.timeout_at(end):
+                    message = await receive()
+            except TimeoutError:
+                return await _refuse(send, 408, f"body: not all of it came within {self.timeout:g} s")
             if message["type"] == "http.disconnect":
                 return None
             parts.append(message.get("body", b""))

@@ -69,7 +69,8 @@ def make_app(
         token: needed for everything but /health; None: no token.
         max_body: bytes of a request, at most.
         max_rollouts: of a request, at most.
-        timeout: seconds for scoring one request. With `group_timeout` it stays below the 180 that OpenRLHF waits.
+        timeout: seconds for a request's body to come, and again for scoring it. With `group_timeout` it stays below the 180
+            that OpenRLHF waits.
         group_size: rollouts of an item and prompt that /get_reward waits for, to answer with the decoupled scalar; None: it
             answers each at once with the weighted mean of its scores.
         group_timeout: seconds that a group waits for its last rollout after the first has been scored.
@@ -203,7 +204,7 @@ def make_app(
 
     _answer_errors(app, timeout)
     paths = {getattr(route, "path", "") for route in app.routes}
-    app.add_middleware(Door, token=token, max_body=max_body, metrics=metrics, paths=paths)
+    app.add_middleware(Door, token=token, max_body=max_body, timeout=timeout, metrics=metrics, paths=paths)
     return app
 
 
@@ -303,7 +304,7 @@ def serve(app: "FastAPI", *, host: str = "127.0.0.1", port: int = 8900) -> None:
             log_level="warning",
             access_log=False,
             server_header=False,
-            timeout_graceful_shutdown=math.ceil(app.state.timeout) + 5,  # longer than any request but a stalled upload
+            timeout_graceful_shutdown=math.ceil(2 * app.state.timeout) + 5,  # longer than any request
         )
         Server(config).run(sockets=[listener])
 
