@@ -369,6 +369,8 @@ class TestErrors:
         (["demo", "--help"], ["--samples", "--suite", "--weight", "capreward-demo", "example:"]),
         (["sweep", "--help"], ["--weights", "--estimators", "--seeds", "--set-grid", "--set", "--jobs", "examples:"]),
         (["ablate", "--help"], ["--weights", "--drop", "--length-mask", "--estimators", "--out", "--seed", "examples:"]),
+        (["agree", "--help"], ["LABELS", "--layout", "--images", "--items", "--limit", "--suite", "--component", "example"]),
+        (["agree", "--help"], ["--resamples", "--seed", "--judge", "--cache", "--out"]),
         (["verl-overrides", "--help"], ["FILE[:NAME]", "--mode", "--legacy", "example"]),
         (["--version"], [f"capreward {__version__}"]),
     ],

@@ -199,6 +199,12 @@ def _parser() -> argparse.ArgumentParser:
     verl.add_argument("--legacy", action="store_true", help="for the trainer before v1 (trainer.use_v1=false)")
     verl.set_defaults(run=_verl_overrides)
 
+    _add_agree(
+        commands.add_parser(
+            "agree", help="compare with human labels", formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+    )
+
     for command, suite, out in ((score, "balcaprl", None), (demo, "everything", Path("capreward-demo"))):
         _add_suite(command, suite)
         command.add_argument("--by", metavar="KEY", help="print means by this key of the rollouts' metadata")
@@ -208,6 +214,40 @@ def _parser() -> argparse.ArgumentParser:
         )
     demo.set_defaults(by="kind")
     return parser
+
+
+def _add_agree(command: argparse.ArgumentParser) -> None:
+    command.description = (
+        "Scores captions that people have labelled, and says how far the components agree with the people."
+    )
+    command.epilog = (
+        "examples:\n"
+        "  capreward agree iiw --out agreement/\n"
+        "  capreward agree labels.jsonl --suite balcaprl --judge openai:qwen2.5-vl-7b --judge-sees --out agreement/"
+    )
+    command.add_argument(
+        "labels", metavar="LABELS", help="file or folder with the labels, or iiw: ImageInWords, from the package"
+    )
+    command.add_argument("--layout", help="of LABELS (default: told by its content)")
+    command.add_argument("--images", type=Path, metavar="DIR", help="the images, for components that need them")
+    command.add_argument("--items", type=Path, metavar="FILE", help="what else is known of the images (docs/data.md)")
+    command.add_argument("--limit", type=int, metavar="N", help="only the first N images")
+    what = command.add_mutually_exclusive_group()
+    what.add_argument("--suite", choices=SUITES, help="components after their gates, and their mean")
+    what.add_argument(
+        "--component",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a component, ungated; repeatable (default: all that the judge can do)",
+    )
+    command.add_argument("--resamples", type=int, default=1000, metavar="N", help="of the intervals (default: 1000)")
+    command.add_argument("--seed", type=int, default=0, help="of the intervals (default: 0)")
+    command.add_argument(
+        "--out", type=Path, required=True, help="folder for scores.jsonl, agreement.json and agreement.png"
+    )
+    _add_judge(command)
+    command.set_defaults(run=_agree)
 
 
 def _add_suite(command: argparse.ArgumentParser, default: str) -> None:
@@ -430,6 +470,39 @@ def _ablate(arguments: argparse.Namespace) -> None:
     with replacing(arguments.out) as path:
         path.write_text(report.page, encoding="utf-8")
     print(*report.in_short, *report.warnings, f"wrote {arguments.out}", sep="\n")
+
+
+def _agree(arguments: argparse.Namespace) -> None:
+    from capreward import samples
+    from capreward.data import read_items
+    from capreward.evaluate import agreement_report
+    from capreward.evaluate.labels import read_labels
+    from capreward.presets import PRESETS
+    from capreward.report import make_console
+
+    for option, number in (("--resamples", arguments.resamples), ("--limit", arguments.limit)):
+        if number is not None and number < 1:
+            raise InputError(f"{option}: got {number}, expected a number >= 1")
+    _check_writable(arguments.out)
+    labels = read_labels(
+        samples.IIW if arguments.labels == "iiw" else arguments.labels,
+        layout=arguments.layout,
+        images=arguments.images,
+        items=read_items(arguments.items) if arguments.items else (),
+    )
+    if arguments.limit:
+        labels = labels.first(arguments.limit)
+    console = make_console()
+    judge = _judge(arguments)
+    whole = bool(arguments.suite)
+    suite = PRESETS[arguments.suite](judge) if whole else agreement_report.components(judge, arguments.component)
+    table = suite.score(labels.rollouts)
+    result = agreement_report.measure(
+        table, labels, total=whole, resamples=arguments.resamples, seed=arguments.seed, progress=True
+    )
+    paths = agreement_report.write(result, table, labels, arguments.out)
+    agreement_report.print_agreement(result, console)
+    print(f"wrote {', '.join(map(str, paths))}")
 
 
 def _variants(arguments: argparse.Namespace) -> dict[str, Variant]:
