@@ -137,7 +137,7 @@ class Condition:
         if not 0 < at_least <= 1:
             raise InputError(f"Condition({target!r}, on={on!r}): got at_least={at_least}, expected a number in (0, 1]")
         self.target, self.on, self.at_least = target, on, at_least
-        self.reads = (on,)
+        self.reads: tuple[str, ...] = (on,)
 
     def of(self, values: Float) -> Float:
         """1 where the other component's score is at least `at_least`, else 0, NaN of NaN, [B]."""

