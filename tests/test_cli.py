@@ -104,6 +104,68 @@ class TestJudge:
         assert "judge: got 'gpt', expected one of lite" in capsys.readouterr().err
 
 
+class TestProbe:
+    ITEM = {  # noqa: RUF012
+        "id": "cup",
+        "references": ["A white cup stands on a brown table."],
+        "rubric": [{"text": "Mentions a white cup", "weight": 1.0}, {"text": "Mentions a red table", "weight": 1.0}],
+        "questions": [{"text": "What is red?", "options": ["a table", "a dog"], "answer": 0}],
+        "rollouts": ["A white cup is standing on something.", "A cup."],
+    }
+
+    def test_exit_status(self, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        arguments = ("probe", write(self.ITEM), "--suite", "rubicap", "--out", tmp_path / "out", "--attacks")
+        assert run(*arguments, "empty,self-praise") == 0
+        said = capsys.readouterr().out
+        assert "2 attacks on 2 honest captions in 1 groups" in said
+        assert "0 of 2 attacks win" in said
+        assert run(*arguments, "options added") == 1
+        assert "! options added: rubric pays for it" in capsys.readouterr().out
+        assert run(*arguments, "options added", "--threshold", "1") == 0
+        assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["probe.json", "probe.png"]
+
+    def test_samples(self, tmp_path: Path) -> None:
+        few = ("--attacks", "empty,other image", "--out", tmp_path / "out")
+        assert run("probe", "--samples", "shapes", *few) == 0
+        data = json.loads((tmp_path / "out" / "probe.json").read_text(encoding="utf-8"))
+        assert (data["components"], data["failed"]) == (["precision", "coverage", "fluency"], {})
+        assert run("probe", "--samples", "photos", "--judge", "lite", "--suite", "rubicap", *few) == 0
+
+    def test_replies_are_kept(self, write: Write, tmp_path: Path) -> None:
+        with serving(right) as server:
+            judge = ("--judge", "openai:m", "--base-url", server.url, "--out", tmp_path / "out")
+            arguments = ("probe", write(self.ITEM), "--suite", "rubicap", *judge, "--attacks", "self-praise")
+            run(*arguments)
+            asked = len(server.asked)
+            assert asked > 0
+            run(*arguments)
+            assert len(server.asked) == asked
+        assert (tmp_path / "out" / "replies.sqlite").exists()
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            ([], "probe: got file None and --samples None, expected one of them"),
+            (["x.jsonl", "--samples", "photos"], "expected one of them"),
+            (["x.jsonl"], "x.jsonl"),
+            (["--samples", "shapes", "--threshold", "5"], "--threshold: got 5.0, expected a share in [0, 1]"),
+            (["--samples", "shapes", "--attacks", "bribe"], "attacks: got 'bribe', expected some of empty, "),
+        ],
+    )
+    def test_bad_input(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+    ) -> None:
+        assert run("probe", *arguments, "--out", tmp_path / "out") == 2
+        assert said in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+
+    def test_a_judge_that_is_down(self, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        with serving(lambda _: (400, "{}")) as server:
+            judge = ("--judge", "openai:m", "--base-url", server.url, "--out", tmp_path / "out")
+            assert run("probe", write(self.ITEM), "--suite", "rubicap", *judge, "--attacks", "empty") == 2
+        assert "no honest caption has a score, such as refused" in capsys.readouterr().err
+
+
 class TestDemo:
     def test_photos(
         self, lite: LiteJudge, photos: list[Rollout], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -366,6 +428,7 @@ class TestErrors:
         (["--help"], ["score", "demo", "--version"]),
         (["score", "--help"], ["--items", "--suite", "--weight", "--max-length", "--max-missing", "--by", "--out"]),
         (["score", "--help"], ["--judge", "--base-url", "--cache", "examples:"]),
+        (["probe", "--help"], ["--samples", "--threshold", "--attacks", "--injected", "--suite", "--judge", "examples"]),
         (["demo", "--help"], ["--samples", "--suite", "--weight", "capreward-demo", "example:"]),
         (["sweep", "--help"], ["--weights", "--estimators", "--seeds", "--set-grid", "--set", "--jobs", "examples:"]),
         (["ablate", "--help"], ["--weights", "--drop", "--length-mask", "--estimators", "--out", "--seed", "examples:"]),

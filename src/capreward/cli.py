@@ -22,10 +22,13 @@ SUITES = ("balcaprl", "caprl", "rubicap", "everything")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns its exit status: 0, 2 when what came in cannot be used, 130 when interrupted."""
+    """Runs one command; returns its exit status.
+
+    0; 1 when a probe found an attack that wins; 2 when what came in cannot be used; 130 when interrupted.
+    """
     arguments = _parser().parse_args(argv)
     try:
-        arguments.run(arguments)
+        status: int | None = arguments.run(arguments)
     except CaprewardError as error:
         print(f"capreward: error: {error}", file=sys.stderr)
         return 2
@@ -33,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         how = "the same command" if arguments.run is _sweep else "`capreward train --resume`"
         print(f"capreward: interrupted; {how} goes on from the last checkpoint", file=sys.stderr)
         return 130
-    return 0
+    return status or 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -205,6 +208,10 @@ def _parser() -> argparse.ArgumentParser:
         )
     )
 
+    _add_probe(
+        commands.add_parser("probe", help="attack a reward", formatter_class=argparse.RawDescriptionHelpFormatter)
+    )
+
     for command, suite, out in ((score, "balcaprl", None), (demo, "everything", Path("capreward-demo"))):
         _add_suite(command, suite)
         command.add_argument("--by", metavar="KEY", help="print means by this key of the rollouts' metadata")
@@ -248,6 +255,42 @@ def _add_agree(command: argparse.ArgumentParser) -> None:
     )
     _add_judge(command)
     command.set_defaults(run=_agree)
+
+
+def _add_probe(command: argparse.ArgumentParser) -> None:
+    command.description = "Makes captions out of honest ones that a reward should not pay for, and says how often it does."
+    command.epilog = (
+        "exit status: 1 if an attack wins more often than the threshold, 2 for bad input, else 0\n"
+        "examples (docs/probing.md):\n"
+        "  capreward probe --samples photos --suite rubicap --out probe/\n"
+        "  capreward probe captions.jsonl --judge openai:qwen2.5-vl-7b --judge-sees --threshold 0.05 --out probe/"
+    )
+    command.add_argument(
+        "file", type=Path, nargs="?", help="items with honest rollouts, such as a policy's own captions"
+    )
+    command.add_argument("--items", type=Path, help="file of the items that rollouts name by id")
+    command.add_argument(
+        "--samples",
+        choices=("photos", "shapes"),
+        help="honest captions that come with the package, not a file's; shapes come with an exact judge",
+    )
+    command.add_argument(
+        "--threshold",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="of an attack's captions that may win (default: 0)",
+    )
+    command.add_argument("--attacks", metavar="NAME,...", help="only these (default: all)")
+    command.add_argument(
+        "--injected", type=int, default=5, metavar="N", help="texts that talk to the judge, per caption (default: 5)"
+    )
+    command.add_argument("--prompt", default="Describe the image in detail.", help="what the policy is asked")
+    command.add_argument("--seed", type=int, default=0, help="of all that is random (default: 0)")
+    command.add_argument("--out", type=Path, required=True, help="folder for probe.json and probe.png")
+    _add_suite(command, "balcaprl")
+    _add_judge(command)
+    command.set_defaults(run=_probe, judge=None)
 
 
 def _add_suite(command: argparse.ArgumentParser, default: str) -> None:
@@ -503,6 +546,42 @@ def _agree(arguments: argparse.Namespace) -> None:
     paths = agreement_report.write(result, table, labels, arguments.out)
     agreement_report.print_agreement(result, console)
     print(f"wrote {', '.join(map(str, paths))}")
+
+
+def _probe(arguments: argparse.Namespace) -> int:
+    from capreward import attacks, report
+    from capreward.data import read_items, read_rollouts
+    from capreward.presets import PRESETS
+    from capreward.probe import Probe, honest_samples
+    from capreward.probe_report import print_findings, write
+
+    if (arguments.file is None) is (arguments.samples is None):
+        raise InputError(f"probe: got file {arguments.file} and --samples {arguments.samples}, expected one of them")
+    if not 0 <= arguments.threshold <= 1:
+        raise InputError(f"--threshold: got {arguments.threshold}, expected a share in [0, 1]")
+    _check_writable(arguments.out)
+    console = report.make_console()
+    if arguments.samples:
+        rollouts = honest_samples(arguments.samples)
+    else:
+        rollouts = read_rollouts(arguments.file, items=read_items(arguments.items) if arguments.items else ())
+    chosen = attacks.named(arguments.attacks.split(",")) if arguments.attacks else attacks.ATTACKS
+    if arguments.samples == "shapes" and arguments.judge is None:
+        from capreward.shapes import ShapesJudge
+
+        judge: Judge = ShapesJudge()
+    else:
+        arguments.judge = arguments.judge or "lite"
+        judge = _judge(arguments)
+    weights = dict(_weight(text) for text in arguments.weight)
+    options = {"weights": weights, "max_length": arguments.max_length, "max_missing": arguments.max_missing}
+    suite = PRESETS[arguments.suite](judge, **options)
+    findings = Probe(
+        suite, rollouts, attacks=chosen, injected=arguments.injected, prompt=arguments.prompt, seed=arguments.seed
+    ).run()
+    print(f"wrote {' and '.join(str(path) for path in write(findings, arguments.out, arguments.threshold))}")
+    print_findings(findings, arguments.threshold, console)
+    return int(bool(findings.failed(arguments.threshold)))
 
 
 def _variants(arguments: argparse.Namespace) -> dict[str, Variant]:
