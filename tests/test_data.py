@@ -192,13 +192,13 @@ class TestItemsOf:
         with pytest.raises(InputError, match=r"row 0: no column 'txt'; there are \['text'\]"):
             items_of([{"text": ["A cup."]}], columns={"references": "txt"})
 
-    @pytest.mark.parametrize("columns", [{}, {"images": None}, {"images": []}])
+    @pytest.mark.parametrize("columns", [{}, {"images": None}, {"images": []}, {"image": ""}])
     def test_no_image(self, columns: dict[str, Any]) -> None:
         assert items_of([{"id": "a", **columns}])[0].image is None
 
     def test_images_decoded_by_the_dataset(self) -> None:
-        pictures = [Image.new("RGB", (2, 2), colour) for colour in ("red", "red", "blue")]
-        red, also_red, blue = items_of([{"images": [picture]} for picture in pictures])
+        first, second, third = (Image.new("RGB", (2, 2), colour) for colour in ("red", "red", "blue"))
+        red, also_red, blue = items_of([{"images": [first]}, {"images": second}, {"image": third}])
         assert red is also_red
         assert red.id != blue.id
         with Image.open(io.BytesIO(red.image)) as image:

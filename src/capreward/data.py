@@ -200,7 +200,10 @@ def _renamed(place: str, row: Mapping[str, Any], columns: Mapping[str, str]) -> 
 def _own_fields(place: str, row: Mapping[str, Any]) -> dict[str, Any]:
     """The columns that are called as the fields of `Item` are."""
     fields = {field: row[field] for field in Item.model_fields if field in row}
-    if "image" not in fields and (images := row.get("images")) is not None:
+    images = row.get("images")
+    if "image" not in fields and hasattr(images, "save"):
+        fields["image"] = images
+    elif "image" not in fields and images is not None:
         if len(images) > 1:
             raise InputError(f"{place}: images: got {len(images)}, expected one; name its column with columns=")
         fields["image"] = images[0] if len(images) else None
@@ -279,7 +282,7 @@ def _image(image: Any, base: Path) -> Any:
     if isinstance(image, Mapping):
         image = image.get("bytes") or image.get("path")
     if isinstance(image, str) and not image.startswith("data:"):
-        return base / image
+        return base / image if image else None
     if hasattr(image, "save"):
         buffer = io.BytesIO()
         if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):  # what PNG holds

@@ -27,6 +27,7 @@ from capreward.adapters import server
 from capreward.adapters.server import check_address, clean, make_app, response_of, serve
 from capreward.cli import main
 from capreward.errors import InputError, MissingExtraError
+from capreward.ledger import Ledger, LedgerWriter
 
 Json = dict[str, Any]
 TOKEN = "open sesame"
@@ -605,3 +606,17 @@ BEYOND_A_SCHEMA = [
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 def test_whatever_comes_is_answered_as_documented(case: schemathesis.Case) -> None:
     case.call_and_validate(excluded_checks=BEYOND_A_SCHEMA)
+
+
+@pytest.mark.parametrize("path", ["/score", "/get_reward"])
+def test_a_ledger_has_the_groups_that_came_in_pieces(path: str, tmp_path: Path) -> None:
+    suite = told(ledger=LedgerWriter(tmp_path))
+    with serving(suite, group_size=2) as url:
+        for caption in ("0.1 0.9", "0.4 0.2", "0.3 0.3", "0.5 0.1"):
+            if path == "/score":
+                body = sent(caption, group="cup") | {"group_size": 2}
+            else:
+                body = {"query": [f"Describe.{caption}"], "prompts": ["Describe."], "labels": ["cup"]}
+            together(url, (path, body), (path, body))
+    rows = Ledger(tmp_path).rows()
+    assert rows.group.tolist() == rows.batch.tolist() == [0] * 8

@@ -16,6 +16,7 @@ from capreward import Missing, Reason, RewardSuite
 from capreward.adapters.verl import MODES, PLUGIN, TAKEN, score_function, suite_in, verl_overrides
 from capreward.cli import main
 from capreward.errors import ComponentError, InputError
+from capreward.ledger import LedgerWriter
 
 DOWN = Missing(Reason.SERVER, "server is down")
 
@@ -122,6 +123,12 @@ def test_a_component_that_raises(caplog: pytest.LogCaptureFixture) -> None:
     assert "item 'cup': no score: component 'a': ConnectionError: gone" in caplog.text
     with pytest.raises(InputError, match="row 0: Item 'cup': questions"):
         called(score, "a cup", {"id": "cup", "questions": 3})
+
+
+def test_a_suite_with_a_ledger_is_refused(tmp_path: Path) -> None:
+    score = score_function(lambda: RewardSuite({"a": FakeComponent(0.5)}, ledger=LedgerWriter(tmp_path)))
+    with pytest.raises(InputError, match="got a suite with a ledger, expected one without"):
+        called(score, "A cup.")
 
 
 def test_a_verl_without_the_plugin_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ from capreward import __version__, suite as suites
 from capreward.adapters.door import GONE, Door, Metrics
 from capreward.adapters.groups import Groups, Place
 from capreward.adapters.wire import (
+    Cell,
     Faults,
     Health,
     Problem,
@@ -33,6 +34,7 @@ from capreward.adapters.wire import (
     ScoreRequest,
     usable_token,
 )
+from capreward.data import digest
 from capreward.errors import ComponentError, InputError, TooManyMissingError, missing_extra
 from capreward.judges.wrap import require_positive
 from capreward.records import Item, Rollout
@@ -160,7 +162,11 @@ def make_app(
         for one in sent.rollouts:
             item = item_of(one.item, others)
             group = item.id if one.group is None else one.group
-            rollouts.append(Rollout(**{**dict(one), "item": item, "group": group}))
+            # for a ledger: rollouts of a group that come in several requests are of one batch
+            batch = {} if sent.group_size is None else {"batch": f"group {group}"}
+            rollouts.append(
+                Rollout(**{**dict(one), "item": item, "group": group, "metadata": {**batch, **one.metadata}})
+            )
 
         async def work() -> ScoreAnswer:
             table = await scored(rollouts)
@@ -185,7 +191,11 @@ def make_app(
             response_of(query, prompt, end_tokens) for query, prompt in zip(sent.query, sent.prompts, strict=True)
         ]
         labels = [item_of(label, {}) for label in sent.labels]
-        rollouts = [Rollout(item=item, caption=caption) for item, caption in zip(labels, captions, strict=True)]
+        names = [f"{item.id}/{digest(prompt)}" for item, prompt in zip(labels, sent.prompts, strict=True)]
+        rollouts = [
+            Rollout(item=item, caption=caption, group=name, metadata={} if group_size is None else {"batch": name})
+            for item, caption, name in zip(labels, captions, names, strict=True)
+        ]
 
         async def work() -> RewardAnswer:
             table = await scored(rollouts)
@@ -195,7 +205,7 @@ def make_app(
                     raise HTTPException(503, f"query[{unscored[0]}] has no score at all: {'; '.join(reasons)}")
                 rewards = table.total().tolist()
             else:
-                keys = [("get_reward", item.id, prompt) for item, prompt in zip(labels, sent.prompts, strict=True)]
+                keys = [("get_reward", name) for name in names]
                 rewards = [place.advantage for place in await groups.places(keys, table.values, group_size)]
             return RewardAnswer(rewards=rewards, scores=rewards, extra_logs=_logs(table))
 
@@ -402,10 +412,20 @@ def _in_request(table: ScoreTable, estimator: str) -> list[Place]:
 
 
 def _answer(table: ScoreTable, rollouts: Sequence[Rollout], places: Sequence[Place]) -> ScoreAnswer:
-    rows = zip(table.to_rows(rollouts), places, strict=True)
+    total = table.total()
     return ScoreAnswer(
         components=list(table.names),
-        rollouts=[ScoredRollout(**{**clean(row), **asdict(place)}) for row, place in rows],
+        rollouts=[
+            ScoredRollout(
+                id=table.ids[row],
+                group=rollout.group,
+                item=rollout.item.id,
+                scores={name: Cell(**clean(table.cell(row, k))) for k, name in enumerate(table.names)},
+                total=clean(float(total[row])),
+                **asdict(place),
+            )
+            for row, (rollout, place) in enumerate(zip(rollouts, places, strict=True))
+        ],
         missing={name: dict(counts) for name, counts in table.missing_by_reason().items()},
     )
 

@@ -100,7 +100,7 @@ def _advantage(batches: Batches, trainer: str, estimator: str) -> Callable[..., 
             mine = error
         every = gather_object([mine])
         if broken := [outcome for outcome in every if isinstance(outcome, Exception)]:
-            raise broken[0]
+            raise mine if isinstance(mine, Exception) else broken[0]  # one's own has its traceback
         if mine is None:
             return [None] * len(completions)
         table = concatenated([table for table in every if table is not None])

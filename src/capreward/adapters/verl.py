@@ -60,8 +60,8 @@ def score_function(
             suite's `max_missing` is not looked at, since each call sees one rollout.
         columns: field of `Item` -> key of `extra_info`, where they differ. When given, exactly these keys are read.
 
-    The function raises InputError for an `extra_info` that is no item, for a component called like one of `TAKEN`, and inside a
-    verl that was not told of the plugin.
+    The function raises InputError for an `extra_info` that is no item, for a component called like one of `TAKEN`, for a suite
+    with a ledger, and inside a verl that was not told of the plugin.
 
     >>> compute_score = score_function(make_suite)     # doctest: +SKIP
     """
@@ -79,6 +79,11 @@ def score_function(
                     "variable VERL_USE_EXTERNAL_MODULES; start verl with the settings that `capreward verl-overrides` prints"
                 )
             made = make_suite()
+            if made.ledger:
+                raise InputError(
+                    "score_function: got a suite with a ledger, expected one without: verl hands over a rollout a call, so "
+                    "that the ledger would know neither steps nor groups"
+                )
             _check_names(made)
             suite = made
         rollout = Rollout(item=items_of([extra_info or {}], columns=columns)[0], caption=solution_str)
