@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from fakes import FakeJudge, rollouts
 
-from capreward import Item, LengthMask, RewardSuite
+from capreward import Condition, Item, LengthMask, RewardSuite
 from capreward.cli import SUITES
 from capreward.errors import InputError
 from capreward.judges import Reply, Request, Task
@@ -64,6 +64,32 @@ def test_options_reach_the_suite(preset: Any) -> None:
 
 def test_gates_can_be_replaced() -> None:
     assert balcaprl(JUDGE, gates=[]).gates == ()
+
+
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
+def test_precise_lets_all_else_count_only_for_captions_that_are_right(preset: Any, cup: Item) -> None:
+    captions = rollouts("A white cup stands on a brown table next to a spoon.", "A dog.", item=cup)
+    plain, guarded = preset(JUDGE), preset(JUDGE, precise=0.5)
+    others = [name for name in plain.names if name != "precision_vs_facts"]
+    assert [gate.target for gate in guarded.gates if isinstance(gate, Condition)] == others
+    assert [gate.target for gate in guarded.gates if isinstance(gate, LengthMask)] == [g.target for g in plain.gates]
+    assert guarded.names[: len(plain.names)] == plain.names
+    weights = dict(zip(guarded.names, guarded.weights.tolist(), strict=True))
+    assert weights == {"precision_vs_facts": 0.0, **dict.fromkeys(plain.names, 1.0)}
+    reads = FakeJudge(
+        lambda r: Reply(tuple(float(o == "white") for o in r.options)) if r.task is Task.CHOOSE else answer(r)
+    )
+    assert (preset(reads, precise=0.5).score(captions[:1]).values > 0).all()
+    wrong = FakeJudge(lambda r: Reply((0.0,) * len(r.options)) if r.task is Task.SUPPORT else answer(r))
+    assert (preset(wrong, precise=0.5).score(captions).values == 0).all()
+
+
+def test_precise_comes_after_ones_own_gates_and_weights() -> None:
+    suite = rubicap(JUDGE, precise=0.3, gates=[LengthMask("rubric")], weights={"rubric": 2.0})
+    assert [type(gate) for gate in suite.gates] == [LengthMask, Condition]
+    assert suite.weights.tolist() == [2.0, 0.0]
+    with pytest.raises(InputError, match="expected a number in"):
+        rubicap(JUDGE, precise=0)
 
 
 @pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)

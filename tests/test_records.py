@@ -174,6 +174,8 @@ class TestCaption:
         ("20,000 people", 2),
         *((mark.join(["cup"] * 60), 60) for mark in "-/._:|\u200b\u2060"),
         ("cup" * 60, 6),
+        ("a wh\u200bi\u00adte\u2060 cup\ufeff", 3),
+        ("\u202ba\u202c \u202bcup\u202c", 2),
         ("белая чашка", 2),
         ("白色的杯子，在桌上", 2),
     ],

@@ -25,21 +25,31 @@ from capreward.errors import InputError
 
 WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+|(?<=\d)[.,]\d+)*")
 LONGEST_WORD = 30
+HIDDEN = "\u2060"
+_BROKEN = re.compile(rf"[^\W_]+(?:{HIDDEN}+[^\W_]+)+")
 
 
 def words(text: str) -> list[str]:
     """The words of a text: runs of letters and digits of any script, with the apostrophes and decimal points inside them.
 
-    Hyphens, dots, underscores and invisible characters separate words, and a run of over 30 letters counts as several, so
-    that a policy cannot make a long caption count as a short one. Languages written without spaces come out as
-    one word a phrase; count tokens there (`components.length.tokens`).
+    Hyphens, dots and underscores separate words, and a run of over 30 letters counts as several, at the invisible characters
+    inside it if there are any; those inside a shorter run separate nothing. So a policy can neither make a long caption
+    count as a short one, nor, with what nobody sees, a short one as long. Languages written without spaces come out
+    as one word a phrase; count tokens there (`components.length.tokens`).
     """
     if not text.isascii():  # accents and vowel signs of their own belong to the letter before them
-        joining = ("Mn", "Mc", "Me")
-        text = "".join(c for c in text if c not in "\u200c\u200d" and unicodedata.category(c) not in joining)
+        kinds = ((c, unicodedata.category(c)) for c in text if c not in "\u200c\u200d")
+        text = "".join(HIDDEN if kind == "Cf" else c for c, kind in kinds if kind not in ("Mn", "Mc", "Me"))
+        text = _BROKEN.sub(_mended, text)
     return [
         word[start : start + LONGEST_WORD] for word in WORD.findall(text) for start in range(0, len(word), LONGEST_WORD)
     ]
+
+
+def _mended(run: re.Match[str]) -> str:
+    """A run of letters without what is hidden in it, unless it is too long for a word."""
+    whole = run[0].replace(HIDDEN, "")
+    return whole if len(whole) <= LONGEST_WORD else run[0]
 
 
 def count_words(text: str) -> int:
