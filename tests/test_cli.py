@@ -331,6 +331,60 @@ class TestAblate:
         assert "no ledger; expected a folder with rollouts.jsonl" in capsys.readouterr().err
 
 
+class TestEvaluate:
+    def test_lite(self, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        rows = [
+            {**ROWS[0], "questions": [{"text": "Which colour?", "options": ["white", "black"], "answer": 0}]},
+            ROWS[1],
+        ]
+        out = tmp_path / "evaluation"
+        assert run("evaluate", write(*rows), "--budget", "3", "--draws", "20", "--out", out) == 0
+        said = json.loads((out / "evaluation.json").read_text(encoding="utf-8"))
+        assert said["judge"]["name"].startswith("lite")
+        assert said["captioners"]["captions"]["prism"]["scored"] == 3  # the empty caption of the other item among them
+        printed = capsys.readouterr().out
+        assert "prism@3" in printed
+        assert f"wrote {out / 'evaluation.json'}, " in printed
+        assert (out / "replies.sqlite").exists()
+
+    def test_a_server_is_asked_once(self, write: Write, tmp_path: Path) -> None:
+        with serving(right) as server:
+            options = (
+                "--judge",
+                "openai:m",
+                "--base-url",
+                server.url,
+                "--by",
+                "step",
+                "--draws",
+                "20",
+                "--out",
+                tmp_path / "out",
+            )
+            assert run("evaluate", write(ROWS[0]), *options) == 0
+            asked = len(server.asked)
+            assert asked > 0
+            assert run("evaluate", tmp_path / "captions.jsonl", *options) == 0
+            assert len(server.asked) == asked
+
+    @pytest.mark.parametrize(
+        ("options", "said"),
+        [
+            (["--metrics", "bleu"], "metrics: got 'bleu', expected some of bcapscore"),
+            (["--metrics", "arena"], "metrics: got arena with one captioner, 'captions'"),
+            (["--by", "model"], "a caption of item 'cup' has no metadata 'model'"),
+            (["--budget", "long"], "--budget: got 'long', expected numbers of words"),
+            (["--out", "captions.jsonl"], "--out: got 'captions.jsonl', but "),
+        ],
+    )
+    def test_cannot_be(
+        self, write: Write, options: list[str], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        out = [] if "--out" in options else ["--out", "evaluation"]
+        assert run("evaluate", write(*ROWS), *options, *out) == 2
+        assert said in capsys.readouterr().err
+
+
 class TestErrors:
     """Exit status 2, one line that says what is wrong, and nothing written."""
 
@@ -390,6 +444,7 @@ class TestErrors:
             (["fly"], "invalid choice: 'fly'"),
             (["train"], "the following arguments are required: recipe"),
             (["sweep", "shapes"], "the following arguments are required: --out"),
+            (["evaluate", "captions.jsonl"], "the following arguments are required: --out"),
             (["score"], "the following arguments are required: file"),
             (["score", "captions.jsonl", "--suite", "best"], "invalid choice: 'best'"),
             (["score", "captions.jsonl", "--max-length", "ten"], "invalid int value: 'ten'"),
@@ -434,6 +489,7 @@ class TestErrors:
         (["ablate", "--help"], ["--weights", "--drop", "--length-mask", "--estimators", "--out", "--seed", "examples:"]),
         (["agree", "--help"], ["LABELS", "--layout", "--images", "--items", "--limit", "--suite", "--component", "example"]),
         (["agree", "--help"], ["--resamples", "--seed", "--judge", "--cache", "--out"]),
+        (["evaluate", "--help"], ["--by", "--metrics", "--budget", "--baselines", "--draws", "--judge", "--out", "examples"]),
         (["verl-overrides", "--help"], ["FILE[:NAME]", "--mode", "--legacy", "example"]),
         (["--version"], [f"capreward {__version__}"]),
     ],

@@ -1,4 +1,4 @@
-"""The command line: `capreward score`, `train`, `sweep`, `ablate`, `serve`, `demo`. Heavy imports wait until they are needed."""
+"""The command line; `capreward --help` lists what it can do. Heavy imports wait until they are needed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"capreward: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        how = "the same command" if arguments.run is _sweep else "`capreward train --resume`"
+        how = "the same command" if arguments.run in (_sweep, _evaluate) else "`capreward train --resume`"
         print(f"capreward: interrupted; {how} goes on from the last checkpoint", file=sys.stderr)
         return 130
     return status or 0
@@ -186,6 +186,19 @@ def _parser() -> argparse.ArgumentParser:
     ablate.add_argument("--seed", type=int, default=0, help="of the bootstrap intervals (default: 0)")
     ablate.set_defaults(run=_ablate)
 
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="compare captioners by their captions",
+        description="Scores any captions on the metrics that captioners are compared by (docs/evaluation.md), with intervals "
+        "over items. A call that was killed goes on where it ended.",
+        epilog="examples:\n"
+        "  capreward evaluate captions.jsonl --by model --metrics bcapscore,statistics --out evaluation/\n"
+        "  capreward evaluate ours.jsonl theirs.jsonl --items items.jsonl --budget 100,200,400 --judge openai:qwen2.5-vl-7b "
+        "--judge-sees --base-url http://127.0.0.1:8000/v1 --out evaluation/",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_evaluation(evaluate)
+
     verl = commands.add_parser(
         "verl-overrides",
         help="print verl's settings for a suite",
@@ -291,6 +304,24 @@ def _add_probe(command: argparse.ArgumentParser) -> None:
     _add_suite(command, "balcaprl")
     _add_judge(command)
     command.set_defaults(run=_probe, judge=None)
+
+
+def _add_evaluation(command: argparse.ArgumentParser) -> None:
+    command.add_argument("files", type=Path, nargs="+", metavar="FILE", help=".jsonl or .parquet (docs/data.md)")
+    command.add_argument("--items", type=Path, help="file of the items that captions name by id")
+    command.add_argument("--by", metavar="KEY", help="metadata key of the captioner's name (default: the file's name)")
+    command.add_argument(
+        "--metrics",
+        metavar="NAME,...",
+        help="bcapscore, qa, captionqa, dcscore, statistics, arena (default: all but dcscore; no arena with one captioner)",
+    )
+    command.add_argument("--budget", metavar="WORDS,...", help="qa and captionqa of captions cut at so many words too")
+    command.add_argument("--baselines", metavar="NAME,...", help="whom the others fight (default: all fight all)")
+    command.add_argument("--draws", type=int, default=1000, metavar="N", help="resamples for intervals (default: 1000)")
+    command.add_argument("--seed", type=int, default=0, help="of the order of options and the resamples (default: 0)")
+    command.add_argument("--out", type=Path, required=True, help="folder for tables, figures and replies")
+    _add_judge(command, cached="OUT/replies.sqlite")
+    command.set_defaults(run=_evaluate)
 
 
 def _add_suite(command: argparse.ArgumentParser, default: str) -> None:
@@ -582,6 +613,26 @@ def _probe(arguments: argparse.Namespace) -> int:
     print(f"wrote {' and '.join(str(path) for path in write(findings, arguments.out, arguments.threshold))}")
     print_findings(findings, arguments.threshold, console)
     return int(bool(findings.failed(arguments.threshold)))
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from capreward.evaluate.command import evaluate
+
+    _check_writable(arguments.out)
+    arguments.cache = arguments.cache or arguments.out / "replies.sqlite"
+    written = evaluate(
+        arguments.files,
+        lambda: _judge(arguments),
+        arguments.out,
+        items=arguments.items,
+        by=arguments.by,
+        metrics=arguments.metrics,
+        budgets=arguments.budget,
+        baselines=arguments.baselines,
+        draws=arguments.draws,
+        seed=arguments.seed,
+    )
+    print(f"wrote {', '.join(map(str, written))}")
 
 
 def _variants(arguments: argparse.Namespace) -> dict[str, Variant]:

@@ -278,7 +278,7 @@ def _minimum(design: Float, total: Float, won: Float, ridge: float, start: Float
         from scipy.optimize import minimize
         from scipy.special import expit
     except ImportError as error:
-        raise missing_extra("Bradley-Terry strengths", "evaluate", error) from error
+        raise missing_extra("Bradley-Terry strengths", "report", error) from error
     scale = total.sum()
 
     def loss(x: Float) -> tuple[float, Float]:

@@ -34,7 +34,7 @@ def print_evaluation(evaluation: Evaluation, console: Console | None = None) -> 
     lines.add_row("captions", *(f"{count:,}" for count in counts), end_section=True)
     for metric in evaluation.metrics:
         cells = (_cell(metric, evaluation.estimates[name][metric], apart) for name in evaluation.captioners)
-        lines.add_row(metric, *cells)
+        lines.add_row(metric, *map(_text, cells))
     console.print("Means, and 95% intervals from resampling the items", style="bold")
     console.print(lines)
     for text in _missing(evaluation):
@@ -58,7 +58,7 @@ def _print_arena(evaluation: Evaluation, console: Console) -> None:
     for name in (fought.plain.names[row] for row in order):
         score = fought.scores.get(name, {}).get("mean")
         strengths = (_strength(each, name) for each in (fought.plain, fought.length_controlled))
-        lines.add_row(_text(name), "-" if score is None else f"{score:+.1f}", *strengths)
+        lines.add_row(_text(name), "-" if score is None else f"{score:+.1f}", *map(_text, strengths))
     console.print(f"Arena: {len(fought.battles):,} battles, {missing:,} missing", style="bold")
     console.print(lines)
     effect, (low, high) = fought.length_controlled.length_effect, fought.length_controlled.length_interval or (0.0, 0.0)
