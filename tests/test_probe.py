@@ -27,7 +27,8 @@ from capreward.judges import Reply, Request, Task
 from capreward.presets import balcaprl, caprl, rubicap
 from capreward.probe import ADVANTAGE, AS_IT_IS, REWARD, Findings, Probe, honest_samples
 from capreward.records import count_words
-from capreward.shapes import ShapesJudge
+from capreward.shapes import ShapesJudge, items, scene_of
+from capreward.shapes.language import sentence_of
 
 REFERENCE = "A white cup stands on a brown table next to a spoon."
 
@@ -187,16 +188,42 @@ def broken(rollout: Rollout) -> Rollout:
     return rollout.model_copy(update={"caption": rollout.caption.replace(" is at", " at").replace("There is a ", "")})
 
 
+def short(count: int) -> list[Rollout]:
+    """Two captions a scene that say one true sentence each: less than half as long as the references."""
+    return [
+        Rollout(item=item, caption=sentence_of(thing), id=f"{item.id}/{n}")
+        for item in items(count)
+        if isinstance(item.image, bytes)
+        for n, thing in enumerate(scene_of(item.image).things[:2])
+    ]
+
+
 class TestShapes:
     """With a judge that knows every scene exactly."""
 
     @pytest.mark.parametrize("preset", [balcaprl, caprl, rubicap])
     def test_no_attack_wins(self, preset: Any) -> None:
-        found = run(preset(ShapesJudge()), rollouts=honest_samples("shapes", 8), injected=3)
+        found = run(preset(ShapesJudge()), rollouts=honest_samples("shapes", 4), injected=2)
         assert set(found.attacks) == {attack.name for attack in ATTACKS}
         assert found.failed() == []
         worst = max(finding.margin for finding in found.findings if finding.on == REWARD)
         assert worst <= 1e-9
+
+    def test_the_lower_bound_of_the_length_mask_pays_short_captions_for_any_length(self) -> None:
+        """A finding, not a wish: below the band fluency is 0, so that saying the same three times beats saying it once."""
+        attacks = named(["repeated caption", "self-praise", "other image"])
+        found = run(balcaprl(ShapesJudge()), *attacks, rollouts=short(8))
+        assert found.wins("repeated caption") > 0.4
+        assert found.paid_by("repeated caption") == "fluency"
+        stops = {defence.suite for defence in found.would_stop("repeated caption")}
+        assert "with LengthMask('fluency', low=0)" in stops
+        open_ = balcaprl(ShapesJudge(), gates=[LengthMask("fluency", low=0)])
+        assert run(open_, *attacks, rollouts=short(8)).failed() == []
+
+    def test_invisible_characters_do_not_lengthen_a_caption_into_the_band(self, lite: LiteJudge) -> None:
+        rollouts = [rollout for rollout in honest_samples("photos") if str(rollout.id).endswith("/short")][:3]
+        found = run(balcaprl(lite), *named(["invisible characters"]), rollouts=rollouts)
+        assert found.of("invisible characters", "fluency").ties == 1.0
 
     def test_honest_samples(self) -> None:
         rollouts = honest_samples("shapes", 3)

@@ -315,8 +315,9 @@ class Probe:
     def trials(self, asked: ScoreTable) -> dict[str, tuple[Sequence[Gate], int | None]]:
         """Gates and limit by name: the suite's own, without each of them, and with each of a few that it lacks.
 
-        Added are, one at a time: a limit of twice the longest honest caption or reference; a length mask on every component;
-        and for each component, that all others count only where it reaches half its mean on the honest captions.
+        Tried are, one at a time: each length mask without its lower bound; a limit of twice the longest honest caption or
+        reference; a length mask on every component; and for each component, that all others count only where it reaches
+        half its mean on the honest captions.
 
         Args:
             asked: the scores without gates; the honest rollouts come first.
@@ -325,6 +326,9 @@ class Probe:
         trials: dict[str, tuple[Sequence[Gate], int | None]] = {AS_IT_IS: (own, limit)}
         for gate in own:
             trials[f"without {describe(gate)}"] = ([other for other in own if other is not gate], limit)
+            if isinstance(gate, LengthMask) and gate.low > 0:
+                open_ = LengthMask(gate.target, low=0, high=gate.high, count=gate.count)
+                trials[f"with {describe(gate)[:-1]}, low=0)"] = ([open_ if o is gate else o for o in own], limit)
         if limit is not None:
             trials[f"without max_length={limit}"] = (own, None)
         else:
