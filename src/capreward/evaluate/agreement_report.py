@@ -197,7 +197,7 @@ def figure(result: Result) -> Figure:
     columns = min(len(panels), 3)
     lines = math.ceil(len(panels) / columns)
     picture = Figure(figsize=(1.6 + 3.2 * columns, lines * (1.3 + 0.42 * len(names)) + 0.7), layout="constrained")
-    drawn = picture.subplots(lines, columns, squeeze=False, sharey=True).flat
+    drawn = list(picture.subplots(lines, columns, squeeze=False, sharey=True).flat)
     for panel, (axis, rows) in zip(drawn, panels, strict=False):
         headline = HEADLINE[axis.kind]
         found = dict(rows)
@@ -224,7 +224,12 @@ def figure(result: Result) -> Figure:
         panel.grid(axis="x", linewidth=0.4)
         panel.set_yticks(range(len(names)), names, fontsize=8, parse_math=False)
         panel.set_ylim(len(names) - 0.5, -0.5)
-    for empty in drawn:
+    used = drawn[: len(panels)]
+    if len({HEADLINE[axis.kind] for axis, _ in panels}) == 1:
+        bounds = [bound for panel in used for bound in panel.get_xlim()]
+        for panel in used:
+            panel.set_xlim(min(bounds), max(bounds))
+    for empty in drawn[len(panels) :]:
         empty.set_visible(False)
     handles, texts = picture.axes[0].get_legend_handles_labels()
     picture.legend(handles, texts, loc="outside upper right", ncols=2, fontsize=8, frameon=False)
