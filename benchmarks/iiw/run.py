@@ -1,67 +1,123 @@
-"""How far Coverage and Fluency on the lite judge agree with human side-by-side labels (ImageInWords), beside length alone.
+"""How far every component agrees with human side-by-side labels (ImageInWords), beside length alone, on two judges.
 
-    python benchmarks/iiw/run.py [--quick]
+    python benchmarks/iiw/run.py [--judge lite|smollm2] [--cache FILE] [--quick]
 
 For each of 100 images two captions were compared by human raters on five axes, from -2 to 2. Here each caption is scored, and
-the difference of the two scores is held against the label by Kendall's tau-b, with a 95 % bootstrap interval over images.
-One side wins most pairs, so accuracy would say nothing; tau-b of the difference in length is the number to beat.
+the difference of the two scores is held against the label (docs/agreement.md). One side wins most pairs, so accuracy would say
+nothing; what length alone gives is the number to beat. QA, rubric and precision against facts or images are not here: the
+data has no questions, criteria, facts or images.
+
+SmolLM2-135M (tests/smollm2.py) cannot extract statements: all 10 replies of a trial were cut or broken. So the lite judge
+splits references and captions into sentences for it.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-from scipy.stats import kendalltau
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from common import finish
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
+from common import ROOT, finish
 
-from capreward import Coverage, Fluency, LiteJudge, RewardSuite
-from capreward.records import count_words
-from capreward.samples import iiw
+from capreward import LiteJudge, Missing
+from capreward.evaluate import agreement_report
+from capreward.evaluate.labels import read_labels
+from capreward.judges.base import Judge, Reply, Request, Task, Usage
+from capreward.judges.cache import Cached
+from capreward.samples import IIW
 
+COMPONENTS = {
+    "lite": ("coverage", "precision_vs_references", "fluency"),
+    "smollm2": ("coverage", "precision_vs_references", "fluency", "likert", "likert_with_reference"),
+}
 RESAMPLES = 2000
+
+
+class SentencesFrom:
+    """A judge whose statements are another's."""
+
+    images = False
+
+    def __init__(self, judge: Judge, splitter: Judge) -> None:
+        self.judge, self.splitter = judge, splitter
+        self.name, self.tasks, self.usage = f"{judge.name}, sentences from {splitter.name}", judge.tasks, Usage()
+
+    async def ask(self, requests: Sequence[Request]) -> list[Reply | Missing]:
+        replies: dict[Request, Reply | Missing] = {}
+        for judge, extracts in ((self.splitter, True), (self.judge, False)):
+            part = [request for request in requests if (request.task is Task.EXTRACT) is extracts]
+            if part:
+                replies |= zip(part, await judge.ask(part), strict=True)
+        return [replies[request] for request in requests]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="40 images, printed as one JSON line")
-    quick = parser.parse_args().quick
-    rollouts = iiw()[: 80 if quick else None]
-    judge = LiteJudge()
-    table = RewardSuite({"coverage": Coverage(judge), "fluency": Fluency(judge)}).score(rollouts, progress=not quick)
-
-    human, machine = slice(0, None, 2), slice(1, None, 2)
-    lengths = np.array([count_words(rollout.caption) for rollout in rollouts], np.float64)
-    differences = {name: table.values[human, k] - table.values[machine, k] for k, name in enumerate(table.names)}
-    differences["length"] = lengths[human] - lengths[machine]
-    axes = list(rollouts[0].item.metadata["labels"])
-    labels = {axis: np.array([r.item.metadata["labels"][axis] for r in rollouts[human]]) for axis in axes}
-
-    rows = []
-    for axis in axes:
-        for name, difference in differences.items():
-            tau, low, high = tau_b(difference, labels[axis])
-            rows.append({"axis": axis, "score": name, "tau_b": tau, "low": low, "high": high})
-    for row in rows if not quick else ():
-        print(f"{row['axis']:28s} {row['score']:10s} {row['tau_b']:+.2f}  [{row['low']:+.2f}, {row['high']:+.2f}]")
-    headline = [
-        {"name": f"tau_b {row['score']} / {row['axis']}", "value": round(row["tau_b"], 3), "unit": "tau-b"}
-        for row in rows
-    ]
-    finish(Path(__file__).parent, headline, {"images": len(rollouts) // 2, "resamples": RESAMPLES, "rows": rows}, quick)
+    parser.add_argument("--judge", choices=COMPONENTS, default="lite")
+    parser.add_argument("--cache", type=Path, help="keeps SmolLM2's replies")
+    parser.add_argument("--quick", action="store_true", help="40 images (SmolLM2: 8), printed as one JSON line")
+    arguments = parser.parse_args()
+    labels = read_labels(IIW)
+    if arguments.quick:
+        labels = labels.first(40 if arguments.judge == "lite" else 8)
+    suite = agreement_report.components(judge_of(arguments), COMPONENTS[arguments.judge])
+    table = suite.score(labels.rollouts, progress=not arguments.quick)
+    result = agreement_report.measure(table, labels, resamples=RESAMPLES)
+    if not arguments.quick:
+        agreement_report.print_agreement(result)
+    values: dict[str, float] = {}
+    for name, axis, measured in result.rows:
+        values[f"length / {axis.name}"] = measured.length["tau_b"].value
+        values[f"{name} / {axis.name}"] = measured.score["tau_b"].value
+    headline = [{"name": f"tau_b {name}", "value": round(value, 3), "unit": "tau-b"} for name, value in values.items()]
+    details = {"images": len(set(labels.images)), **result.to_json()}
+    finish(Path(__file__).parent, headline, details, arguments.quick, device=arguments.judge)
+    if not arguments.quick:
+        agreement_report.figure(result).savefig(Path(__file__).parent / "results" / f"{arguments.judge}.png", dpi=110)
+        update_docs()
 
 
-def tau_b(difference: NDArray[np.float64], label: NDArray[np.int64]) -> tuple[float, float, float]:
-    """Kendall's tau-b, and the 2.5 % and 97.5 % quantiles of its bootstrap over images."""
-    draws = np.random.default_rng(0).integers(len(label), size=(RESAMPLES, len(label)))
-    resampled = [kendalltau(difference[draw], label[draw], variant="b").statistic for draw in draws]
-    low, high = np.nanquantile(resampled, [0.025, 0.975])
-    return float(kendalltau(difference, label, variant="b").statistic), float(low), float(high)
+def judge_of(arguments: argparse.Namespace) -> Judge:
+    if arguments.judge == "lite":
+        return LiteJudge()
+    from smollm2 import smollm2
+
+    from capreward.judges.local import LocalJudge
+
+    judge: Judge = LocalJudge(smollm2())
+    return SentencesFrom(Cached(judge, arguments.cache) if arguments.cache else judge, LiteJudge())
+
+
+def update_docs() -> None:
+    """Put tau-b and partial tau-b of all results files, with intervals, into docs/agreement.md."""
+    tau: dict[str, dict[str, str]] = {}
+    partial: dict[str, dict[str, str]] = {}
+    for path in sorted(Path(__file__).parent.glob("results/*.json")):
+        for row in json.loads(path.read_text(encoding="utf-8"))["rows"]:
+            name = f"{row['component']}, {path.stem}"
+            tau.setdefault("length alone", {})[row["axis"]] = shown(row["length"]["tau_b"])
+            tau.setdefault(name, {})[row["axis"]] = shown(row["score"]["tau_b"])
+            partial.setdefault(name, {})[row["axis"]] = shown(row["partial"])
+    new = "<!-- iiw -->\n" + table("tau-b", tau) + "\n\n" + table("at equal length", partial) + "\n<!-- /iiw -->"
+    path = ROOT / "docs" / "agreement.md"
+    text = re.sub("<!-- iiw -->.*<!-- /iiw -->", lambda _: new, path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    path.write_text(text, encoding="utf-8")
+
+
+def table(title: str, rows: dict[str, dict[str, str]]) -> str:
+    axes = list(next(iter(rows.values())))
+    lines = [[title, *axes], ["---"] * (len(axes) + 1), *([name, *cells.values()] for name, cells in rows.items())]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def shown(estimate: Sequence[float]) -> str:
+    value, low, high = estimate
+    return f"{value:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
 if __name__ == "__main__":
