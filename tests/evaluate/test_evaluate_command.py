@@ -139,7 +139,7 @@ def test_a_killed_run_goes_on_and_asks_nothing_twice(tmp_path: Path) -> None:
         kept = {key for (key,) in replies.execute("SELECT key FROM replies")}
     before = log.read_text().splitlines()
     assert len(kept) > 20
-    assert kept < set(before)
+    assert kept <= set(before)
 
     log.unlink()
     assert start(file, out, log).returncode == 0
