@@ -257,7 +257,7 @@ UNRELATED = (
     "way back, the crew serves tea in paper cups, and the captain reads the weather report aloud in two languages."
 )
 QUALITIES = (
-    "quiet general simple gentle familiar subtle natural pleasant common lasting certain modest open patient broad honest"
+    "quiet general simple gentle familiar subtle natural pleasant common lasting certain modest steady patient broad plain"
 ).split()
 MATTERS = (
     "impression thought moment feeling balance story question rhythm memory contrast purpose habit notion sense theme idea"

@@ -189,7 +189,7 @@ class Probe:
     """Attacks a suite with captions made of honest rollouts.
 
     Every component is asked about every caption, also where a gate would spare the judge: about
-    (28 + 2 `injected`) captions for each honest one. Wrap an expensive judge in `Cached`.
+    (23 + 2 `injected`) captions for each honest one. Wrap an expensive judge in `Cached`.
 
     Args:
         suite: the reward, with its gates, weights and `max_length`.

@@ -8,7 +8,7 @@ import pytest
 from capreward import LiteJudge
 from capreward.errors import InputError
 from capreward.judges import Reply, Request, Task
-from capreward.judges.lite import function_word_share, repeated_share
+from capreward.judges.lite import function_word_share, plain, repeated_share
 
 CUP = "A white cup stands on a brown table. A silver spoon lies next to it."
 ASPECTS = ("clarity", "fluency", "coherence")
@@ -30,6 +30,19 @@ def test_can_do_what_needs_no_image_and_no_opinion(lite: LiteJudge) -> None:
 
 def test_name_names_the_model(lite: LiteJudge) -> None:
     assert "minilm" in lite.name.lower()
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a wh\u200bi\u00adte \u202bcup\u202c\ufeff", "a white cup"),
+        ("\u0430 \u0441u\u0440 \u039fn", "a cup On"),
+        ("\uff21\u3000cup\u2026", "A cup..."),
+        ("a cup\u2019s rim", "a cup\u2019s rim"),
+    ],
+)
+def test_a_text_is_read_as_it_looks(text: str, shown: str) -> None:
+    assert plain(text) == shown
 
 
 class TestChoose:
@@ -100,6 +113,10 @@ class TestRate:
     @pytest.mark.parametrize("sentence", ["A thylacine lies by the escritoire.", "The colour is very grey."])
     def test_rare_words_and_taste_are_no_errors(self, lite: LiteJudge, sentence: str) -> None:
         assert lite.grammar(sentence) == 1
+
+    def test_loop_in_disguise_is_unclear(self, lite: LiteJudge) -> None:
+        disguised = CUP.replace("a", "\u0430").replace("e", "e\u200b")
+        assert rate(lite, f"{CUP} {disguised}") == rate(lite, f"{CUP} {CUP}")
 
     def test_empty_text_is_not_fluent(self, lite: LiteJudge) -> None:
         ratings = rate(lite, "")
