@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import functools
 import json
 import logging
 import multiprocessing
@@ -16,7 +18,7 @@ from fakes import FakeComponent
 
 from capreward import Condition, Item, LengthMask, Missing, Reason, RewardSuite, Rollout, Score, ScoreTable
 from capreward.errors import InputError
-from capreward.ledger import Ledger, LedgerWriter
+from capreward.ledger import BLOCK, Ledger, LedgerWriter
 
 DOWN = Missing(Reason.UNPARSEABLE, "no JSON", raw="I would rather not")
 CAPTIONS = ("A cup.", "A white cup on a table.", "", "Ein Löffel liegt neben der Tasse \ud800.", "cup " * 40)
@@ -182,6 +184,64 @@ class TestWriting:
         assert short["evidence"]["a"]["ok"]
         assert len(Ledger(tmp_path).rows()) == 2
 
+    @pytest.mark.parametrize(
+        "score",
+        [
+            Score(0.5, "why \ud800", {"claim": "\udc80"}),
+            Missing(Reason.UNPARSEABLE, "\ud800", raw="a\0b\ud800"),
+            Score(0.5, "\x01" * 3_000_000),
+            Missing(Reason.UNPARSEABLE, "detail " * 500_000),
+        ],
+        ids=["surrogates", "surrogates in a reply", "an endless why", "an endless detail"],
+    )
+    def test_whatever_a_judge_says_can_be_read(self, score: Any, tmp_path: Path) -> None:
+        suite = RewardSuite({"a": FakeComponent(lambda _: score)}, ledger=LedgerWriter(tmp_path))
+        suite.score(make_rollouts(1))
+        ledger = Ledger(tmp_path)
+        assert len(ledger.rows()) == len(list(ledger.records())) == 5
+        assert max(map(len, (tmp_path / "rollouts.jsonl").read_bytes().splitlines(keepends=True))) <= BLOCK
+
+    def test_metadata_may_hold_anything(self, tmp_path: Path) -> None:
+        odd = {"array": np.arange(2), "bytes": b"\xff", ("a", 1): {2: [{(3,): "x"}]}, "half": "\ud800"}
+        item = Item.model_construct(id="x", references=("A cup." * 500_000,), metadata=odd)
+        write(tmp_path, [Rollout.model_construct(item=item, caption="A cup.", id=None, group="x", metadata=odd)])
+        ledger = Ledger(tmp_path)
+        (record,) = ledger.records()
+        assert (
+            record["metadata"]
+            == ledger.items()["x"].metadata
+            == {
+                "array": "[0 1]",
+                "bytes": r"b'\xff'",
+                "('a', 1)": {"2": [{"(3,)": "x"}]},
+                "half": "?",
+            }
+        )
+        assert ledger.items()["x"].references == item.references  # items are not cut
+
+    @pytest.mark.parametrize(("given", "kept"), [(np.int64(3), 3), (True, None), (1 << 63, None), (1.5, None)])
+    def test_a_step_that_is_none(self, given: object, kept: int | None, tmp_path: Path) -> None:
+        write(tmp_path, make_rollouts(1, step=given))
+        assert {row["step"] for row in Ledger(tmp_path).records()} == {kept}
+        assert len(Ledger(tmp_path).to_pandas(["step"])) == 5
+
+    def test_a_way_of_counting_without_a_name(self, tmp_path: Path) -> None:
+        write(tmp_path, make_rollouts(1), gates=[LengthMask("b", count=functools.partial(len))])
+        assert Ledger(tmp_path).suites[0]["count"] == "functools.partial"
+
+    def test_a_disk_that_was_full(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def full(*_: Any) -> Any:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        suite = make_suite(tmp_path)
+        with monkeypatch.context() as patched:
+            patched.setattr("capreward.ledger._end", full)
+            with pytest.raises(OSError, match="No space left"):
+                suite.score(make_rollouts(1))
+        suite.score(make_rollouts(1))
+        ledger = Ledger(tmp_path)
+        assert (len(ledger.suites), len(ledger.items()), len(ledger.rows())) == (1, 1, 5)
+
     def test_a_folder_that_cannot_be_one(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
         with pytest.raises(InputError, match=r"ledger: got .*, a file, expected a folder"):
@@ -261,6 +321,28 @@ class TestCut:
         assert len(ledger.items()) == 3
         assert ledger.suites[-1]["weights"] == {"a": 1.0, "b": 0.5}
         assert ("cut off a line without its end" in caplog.text) == (left_out > 1)
+
+    def test_without_the_suites(
+        self, whole: dict[str, bytes], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        for name, text in whole.items():
+            (tmp_path / name).write_bytes(text if name == "rollouts.jsonl" else text[:-40])
+        with pytest.raises(InputError, match=r"suites\.jsonl: holds no suite"):
+            Ledger(tmp_path).rows()
+        write(tmp_path, make_rollouts(1), weights={"a": 2})
+        with caplog.at_level(logging.WARNING, "capreward"):
+            assert len(Ledger(tmp_path).rows()) == 30
+        assert "25 rollouts are of a suite that suites.jsonl does not hold" in caplog.text
+
+    def test_a_line_that_is_none(self, whole: dict[str, bytes], tmp_path: Path) -> None:
+        for name, text in whole.items():
+            (tmp_path / name).write_bytes(text)
+        (tmp_path / "rollouts.jsonl").write_bytes(b"\0\0\0\n" + whole["rollouts.jsonl"])
+        ledger = Ledger(tmp_path)
+        with pytest.raises(InputError, match=r"rollouts\.jsonl: a line is no record of a ledger"):
+            ledger.rows()
+        with pytest.raises(InputError, match=r"rollouts\.jsonl, line 1: no record of a ledger"):
+            list(ledger.records())
 
 
 class TestReading:

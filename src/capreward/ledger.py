@@ -18,6 +18,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -81,8 +82,7 @@ class LedgerWriter:
         count = count_of(suite.gates)
         rows = []
         for row, rollout in enumerate(rollouts):
-            step = rollout.metadata.get("step")
-            step = step if isinstance(step, int) else None
+            step = _step(rollout.metadata.get("step"))
             ratio = length_ratio(rollout, count)
             cells = {name: table.cell(row, k) for k, name in enumerate(table.names)}
             rows.append(
@@ -102,7 +102,9 @@ class LedgerWriter:
                         key: {name: cell[key] for name, cell in cells.items()}
                         for key in ("raw", "value", "missing", "why")
                     },
-                    "gated": {table.names[k]: why for (at, k), why in table.gated.items() if at == row},
+                    "gated": {
+                        name: table.gated[row, k] for k, name in enumerate(table.names) if (row, k) in table.gated
+                    },
                     "unread": {name: cell["unread"] for name, cell in cells.items() if cell["unread"]},
                     "evidence": _text({name: cell["evidence"] for name, cell in cells.items()}),
                 }
@@ -128,9 +130,7 @@ class LedgerWriter:
 
     def _append(self, name: str, rows: Iterable[Mapping[str, Any]], known: set[str] | None = None) -> None:
         new = [row for row in rows if known is None or row["digest"] not in known]
-        if known is not None:
-            known.update(row["digest"] for row in new)
-        lines = b"".join(_line(row) for row in new)
+        lines = b"".join(_line(row) if known is None else _encoded(row) + b"\n" for row in new)
         if not lines:
             return
         with (self.folder / name).open("a+b") as file:
@@ -139,6 +139,8 @@ class LedgerWriter:
                 log.warning("%s: cut off a line without its end, of a process that died", self.folder / name)
                 file.truncate(end)
             file.write((b"" if complete else b"\n") + lines)
+        if known is not None:  # not before: what a full disk kept out is written the next time
+            known.update(row["digest"] for row in new)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -232,11 +234,15 @@ class Ledger:
         """The numbers of all rollouts; the files are read block by block.
 
         Raises:
-            InputError: there are none.
+            InputError: there are none, or no suite that scored them; a line that is no record.
             MissingExtraError: without the extra `data`.
         """
         pa = _arrow()
         import pyarrow.compute as pc
+
+        if not self.suites and any(path.stat().st_size for path in self.files):
+            raise InputError(f"{self.folder / 'suites.jsonl'}: holds no suite, expected those that scored the rollouts")
+        strangers = 0
 
         columns: dict[str, list[Any]] = {}
         codes = {"batch": _Numbers(), "item": _Numbers(), "group": _Numbers()}
@@ -247,6 +253,7 @@ class Ledger:
             got["length"] = batch.column("length").to_numpy(zero_copy_only=False)
             got["decided"] = batch.column("decided").to_numpy(zero_copy_only=False)
             place = pc.index_in(batch.column("suite"), suites)
+            strangers += place.null_count
             got["suite"] = pc.fill_null(place, len(suites) - 1).to_numpy().astype(np.int64)
             # a group's name may come again in another batch
             both = pc.binary_join_element_wise(batch.column("batch"), batch.column("group"), "\0")
@@ -256,6 +263,12 @@ class Ledger:
                 columns.setdefault(name, []).append(values)
         if not columns:
             raise InputError(f"{self.folder}: holds no rollouts")
+        if strangers:
+            log.warning(
+                "%s: %d rollouts are of a suite that suites.jsonl does not hold; they are read as the last one's",
+                self.folder,
+                strangers,
+            )
         last = self.suites[-1]
         weights = np.array([last["weights"].get(name, 0.0) for name in self.names])
         arrays = {name: np.concatenate(parts) for name, parts in columns.items()}
@@ -285,16 +298,19 @@ class Ledger:
                 if not (end := _end(file)[0]):
                     continue
                 file.seek(0)
-                reader = pyarrow.json.open_json(
-                    pa.PythonFile(_Until(file, end), "r"),
-                    read_options=pyarrow.json.ReadOptions(block_size=BLOCK),
-                    parse_options=parse,
-                )
-                for batch in reader:
-                    yield batch.select(columns)
+                try:
+                    reader = pyarrow.json.open_json(
+                        pa.PythonFile(_Until(file, end), "r"),
+                        read_options=pyarrow.json.ReadOptions(block_size=BLOCK),
+                        parse_options=parse,
+                    )
+                    for batch in reader:
+                        yield batch.select(columns)
+                except pa.ArrowInvalid as error:
+                    raise InputError(f"{path}: a line is no record of a ledger ({error})") from error
 
     def to_parquet(self, path: str | Path) -> None:
-        """Write everything about the rollouts to a parquet file, components as NAME.raw, NAME.value and so on."""
+        """Write everything about the rollouts to a parquet file, components as raw.NAME, value.NAME and so on."""
         pa = _arrow()
         import pyarrow.parquet
 
@@ -352,12 +368,17 @@ def count_of(gates: Sequence[Gate]) -> Any:
 
 
 def named(value: Any) -> Any:
-    """A function's module and name, as `describe` writes it; anything else as it is."""
-    return f"{value.__module__}.{value.__qualname__}" if callable(value) else value
+    """A function's module and name, or those of a callable object's class, as `describe` writes it; anything else as it is."""
+    if not callable(value):
+        return value
+    kind = value if hasattr(value, "__qualname__") else type(value)
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _item_row(item: Item) -> dict[str, Any]:
-    fields = item.model_dump(mode="json", exclude={"image"}, exclude_defaults=True)
+    fields = item.model_dump(mode="json", exclude={"image", "metadata"}, exclude_defaults=True)
+    if item.metadata:  # may hold anything
+        fields["metadata"] = json.loads(_text(item.metadata))
     if isinstance(item.image, bytes):
         fields["image_hash"] = digest(item.image)
     elif item.image is not None:
@@ -365,19 +386,51 @@ def _item_row(item: Item) -> dict[str, Any]:
     return {"digest": digest(fields), **fields}
 
 
+def _step(step: object) -> int | None:
+    """A training step that a file can hold."""
+    if isinstance(step, bool) or not isinstance(step, Integral):
+        return None
+    number = int(step)
+    return number if abs(number) < 1 << 63 else None
+
+
 def _line(row: Mapping[str, Any]) -> bytes:
-    line = _text(row).encode("utf-8", "backslashreplace") + b"\n"
-    if len(line) <= BLOCK:
-        return line
-    log.warning("ledger: %s: %d bytes; evidence is left out, and long text cut", row.get("id"), len(line))
-    short = {key: value[: BLOCK // 32] if isinstance(value, str) else value for key, value in row.items()}
-    return (
-        _text({**short, "metadata": "{}", "evidence": "{}", "unread": {}}).encode("utf-8", "backslashreplace") + b"\n"
-    )
+    """A rollout's line, shortened until it is no longer than a block."""
+    line = _encoded(row) + b"\n"
+    if len(line) > BLOCK:
+        log.warning("ledger: %.200s: %d bytes; evidence is left out, and long text cut", row["id"], len(line))
+        row = {**row, "metadata": "{}", "evidence": "{}", "unread": {}}
+    limit = BLOCK // 32
+    while len(line) > BLOCK and limit:
+        line = _encoded({key: _cut(value, limit) for key, value in row.items()}) + b"\n"
+        limit //= 2
+    return line
+
+
+def _cut(value: Any, limit: int) -> Any:
+    """Text, and texts by component, no longer than the limit."""
+    if isinstance(value, dict):
+        return {name: _cut(inner, limit) for name, inner in value.items()}
+    return value[:limit] if isinstance(value, str) else value
+
+
+def _encoded(row: Mapping[str, Any]) -> bytes:
+    # half a surrogate pair, which a reply may hold, is what no reader of JSON but Python's takes
+    return _text(row).encode("utf-8", "replace")
 
 
 def _text(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, default=str)
+    """JSON of anything: what it does not know becomes text."""
+    try:
+        return json.dumps(value, ensure_ascii=False, default=str)
+    except TypeError:  # keys of another kind
+        return json.dumps(_with_text_keys(value), ensure_ascii=False, default=str)
+
+
+def _with_text_keys(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _with_text_keys(inner) for key, inner in value.items()}
+    return [_with_text_keys(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -387,10 +440,13 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
     with path.open("rb") as file:
         end, _ = _end(file)
         file.seek(0)
-        for line in file:
+        for number, line in enumerate(file, 1):
             if file.tell() > end:
                 return
-            yield json.loads(line)
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise InputError(f"{path}, line {number}: no record of a ledger ({error})") from error
 
 
 def _end(file: IO[bytes]) -> tuple[int, bool]:
