@@ -373,6 +373,16 @@ class TestByHand:
         assert by == {"a": "", "b": "", "both": "", "worst": "both"}
         assert dict(zip(frame["variant"], frame["dominated"], strict=True)) == {"a": 0, "b": 0, "both": 0, "worst": 1}
 
+    def test_rounding_dominates_nothing(self, tmp_path: Path) -> None:
+        # one pick of 0.1, or three of 0.1, whose mean is 0.10000000000000002
+        ablation = simple(tmp_path, [[[0.1], [0.1], [0.1], [0.0]], [[0.1], [0.1], [0.1], [0.0]]])
+        one, three = (
+            Variant(estimator=lambda *_, picks=picks: np.tile(picks, 2)) for picks in ([1.0, 0, 0, 0], [1.0, 1, 1, 0])
+        )
+        frame = ablation.pareto({"one": one, "three": three})
+        assert set(frame["dominated_by"]) == {""}
+        assert set(frame["dominated"]) == {0.0}
+
     def test_length_bias(self, tmp_path: Path) -> None:
         ablation = simple(tmp_path, [[[0.0, 0.3], [0.5, 0.3], [1.0, 0.3]]], lengths=[3, 2, 1])
         frame = ablation.length_bias()

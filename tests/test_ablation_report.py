@@ -162,10 +162,7 @@ class TestPage:
         suite.score([Rollout(item=Item(id=name), caption="w") for name in "xxyy"])
         ablation = Ablation(Ledger(tmp_path), resamples=10)
         made = make_report(ablation, default_variants(ablation))
-        assert made.in_short == [
-            "No two components are in conflict: no interval of a correlation lies below 0.",
-            "No variant is dominated.",
-        ]
+        assert made.in_short == ["No variant is dominated."]
 
 
 DOWN = Missing(Reason.SERVER, "down")
@@ -280,6 +277,18 @@ class TestInShort:
             "Strongest conflict: a against b, correlation −0.500 [−0.600, −0.400] within groups.",
             "Dominated: x (by y).",
         ]
+
+    def test_conflicts_without_intervals(self) -> None:
+        nothing = [self.frame(["variant", "measure"]), self.frame(["component"])]
+        pareto = pd.DataFrame({"variant": ["x"], "dominated_by": [""]})
+        for value, said in (
+            (-1.0, "Strongest conflict: a against b, correlation −1.000 within groups."),
+            (0.5, "No two components are in conflict: no correlation lies below 0."),
+        ):
+            conflicts = self.frame(["component", "other"], ("a", "b", value, np.nan, np.nan))
+            assert report.in_short(*nothing, conflicts, pareto) == [said, "No variant is dominated."]
+        alone = self.frame(["component", "other"], ("a", "a", 1.0, 1.0, 1.0))
+        assert report.in_short(*nothing, alone, pareto) == ["No variant is dominated."]
 
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

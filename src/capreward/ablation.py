@@ -7,7 +7,8 @@ Every frame is tidy: a row a number, `value`, with the bounds `low` and `high` o
 replacement, since rollouts of one item go together, and each number is computed again from the drawn items' sums; the
 bounds are percentiles. They are NaN with fewer than two items. A `value` is NaN where there is nothing to compute it from.
 
-Advantages nearer to each other than 1e-9 count as equal, and to 0 as 0: what is left of equal sums is rounding noise.
+Advantages, and means of picks, nearer to each other than 1e-9 count as equal, and to 0 as 0: what is left of equal sums is
+rounding noise.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ Bool = NDArray[np.bool_]
 Int = NDArray[np.int64]
 
 TOLERANCE = 1e-9
-"""Advantages nearer to each other than this are equal."""
+"""Advantages, and means of picks, nearer to each other than this are equal."""
 BLOCK = 1 << 22
 """Numbers of a bootstrap that are drawn at once."""
 PER_GROUP = ("grpo", "dr_grpo", "mo_grpo", "dvao", "rvpo", "corr_grpo")
@@ -609,4 +610,4 @@ def _correlation(sums: Float) -> Float:
 def _dominated(scores: Float) -> Bool:
     """Whether a variant is dominated by another, [R, V, K] -> [R, V, V]; a missing score compares with nothing."""
     mine, other = scores[:, :, None], scores[:, None]
-    return np.asarray(~(other < mine).any(axis=-1) & (other > mine).any(axis=-1))
+    return np.asarray(~(other < mine - TOLERANCE).any(axis=-1) & (other > mine + TOLERANCE).any(axis=-1))

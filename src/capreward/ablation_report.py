@@ -101,13 +101,16 @@ def in_short(
             f"Of the recorded advantage's variance {most['component']} makes the largest share, {_interval(most)}, and "
             f"{least['component']} the smallest, {_interval(least)}."
         )
-    pairs = conflicts[(conflicts["component"] < conflicts["other"]) & (conflicts["high"] < 0)]
-    if len(pairs):
-        worst = pairs.loc[pairs["value"].idxmin()]
+    pairs = conflicts[conflicts["component"] < conflicts["other"]].dropna(subset="value")
+    against = pairs[(pairs["high"] < 0) | (pairs["high"].isna() & (pairs["value"] < 0))]
+    if len(against):
+        worst = against.loc[against["value"].idxmin()]
         lines.append(
             f"Strongest conflict: {worst['component']} against {worst['other']}, correlation {_interval(worst)} within groups."
         )
-    else:
+    elif len(pairs) and pairs["high"].isna().all():
+        lines.append("No two components are in conflict: no correlation lies below 0.")
+    elif len(pairs):
         lines.append("No two components are in conflict: no interval of a correlation lies below 0.")
     dominated = pareto[pareto["dominated_by"] != ""].drop_duplicates("variant")
     said = [f"{row['variant']} (by {row['dominated_by']})" for _, row in dominated.iterrows()]
