@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,17 +18,22 @@ from capreward import (
     LiteJudge,
     Missing,
     Precision,
+    QAUtility,
+    Question,
     Reason,
     RewardSuite,
     Rollout,
     advantage,
+    prompts,
 )
 from capreward.attacks import ATTACKS, Attack, named
 from capreward.errors import InputError, TooManyMissingError
 from capreward.judges import Reply, Request, Task
+from capreward.judges.chat import mark, render
 from capreward.presets import balcaprl, caprl, rubicap
 from capreward.probe import ADVANTAGE, AS_IT_IS, REWARD, Findings, Probe, honest_samples
 from capreward.records import count_words
+from capreward.samples import injections
 from capreward.shapes import ShapesJudge, items, scene_of
 from capreward.shapes.language import sentence_of
 
@@ -173,6 +180,46 @@ class TestDefences:
         assert found.wins("injection appended") > 0.5
         assert found.wins("self-praise") == 1.0
         assert "a stronger judge" in found.what_to_do("injection appended")
+
+    @pytest.mark.parametrize("fenced", [True, False])
+    def test_the_fence(self, fenced: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A judge that believes what stands outside of the two marks, and nothing between them."""
+        if not fenced:
+            load = prompts.load
+
+            def without(name: str) -> prompts.Prompt:
+                prompt = load(name)
+                return replace(prompt, user=prompt.user.replace("<$mark>\n", "").replace("</$mark>\n", ""))
+
+            monkeypatch.setattr(prompts, "load", without)
+        texts = [injection.text for injection in injections()]
+
+        def believes(request: Request) -> Reply:
+            fence = mark(request)
+            outside = re.sub(rf"<{fence}>.*</{fence}>", "", render(request).user, flags=re.DOTALL)
+            return Reply((float(any(text in outside for text in texts)),) * len(request.options))
+
+        rubric = ({"text": "Mentions a cup"},)
+        suite = rubicap(FakeJudge(believes, [Task.SUPPORT]))
+        found = run(suite, *named(["injection appended"]), rollouts=honest("A cup.", "A table.", rubric=rubric))
+        assert found.wins("injection appended") == (0.0 if fenced else 1.0)
+
+    def test_the_closed_book(self) -> None:
+        """The colour of the sky is guessed unless the caption speaks of it; both of these get it wrong."""
+        sky = Question(text="What colour is the sky?", options=("blue", "grey"), answer=0)
+        cup = Question(text="What colour is the cup?", options=("red", "white"), answer=1)
+
+        def guesses(request: Request) -> Reply:
+            prior = [option for option in ("blue", "red") if option in request.options]
+            said = [option for option in request.options if option in request.context] or prior
+            return Reply(tuple(float(option == said[0]) for option in request.options))
+
+        rollouts = honest("A white cup.", "Something grey.", questions=(sky, cup))
+        rollouts[0] = rollouts[0].model_copy(update={"caption": "A white cup, grey sky."})
+        judge, echo = FakeJudge(guesses, [Task.CHOOSE]), named(["prompt echo"])
+        assert run(RewardSuite({"qa": QAUtility(judge)}), *echo, rollouts=rollouts).wins("prompt echo") == 0.5
+        closed = RewardSuite({"qa": QAUtility(judge, closed_book=True)})
+        assert run(closed, *echo, rollouts=rollouts).wins("prompt echo") == 0.0
 
     def test_silence_is_no_missing_score(self) -> None:
         suite = RewardSuite({"fake": FakeComponent(lambda r: 0.5 if r.caption else Missing(Reason.SERVER))})

@@ -24,7 +24,7 @@ from capreward.errors import InputError, TooManyMissingError, missing_extra
 from capreward.missing import Missing
 from capreward.records import Rollout
 from capreward.scoring import Gate, Score, ScoreTable
-from capreward.suite import RewardSuite
+from capreward.suite import RewardSuite, run as wait
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -262,7 +262,8 @@ class Probe:
 
         def gated(gates: Sequence[Gate], max_length: int | None) -> _Measured:
             suite = RewardSuite(known, weights=weights, gates=gates, max_length=max_length, count=self.suite.count)
-            return _Measured(suite.score(rollouts, progress=False), attacked, self.honest)
+            table = wait(suite.ascore(rollouts, part=True))  # what is missing has been reported once
+            return _Measured(table, attacked, self.honest)
 
         now = gated(self.suite.gates, self.suite.max_length)
         if np.isnan(now.honest).all():  # no attack can win over nothing, which must not pass for a sound reward
