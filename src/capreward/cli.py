@@ -33,8 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"capreward: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        how = "the same command" if arguments.run in (_sweep, _evaluate) else "`capreward train --resume`"
-        print(f"capreward: interrupted; {how} goes on from the last checkpoint", file=sys.stderr)
+        again = {_train: "`capreward train --resume` goes on from the last checkpoint"}
+        again |= dict.fromkeys((_sweep, _evaluate), "the same command goes on from the last checkpoint")
+        print("; ".join(filter(None, ("capreward: interrupted", again.get(arguments.run)))), file=sys.stderr)
         return 130
     return status or 0
 
@@ -271,7 +272,9 @@ def _add_agree(command: argparse.ArgumentParser) -> None:
 
 
 def _add_probe(command: argparse.ArgumentParser) -> None:
-    command.description = "Makes captions out of honest ones that a reward should not pay for, and says how often it does."
+    command.description = (
+        "Makes captions out of honest ones that a reward should not pay for, and says how often it does."
+    )
     command.epilog = (
         "exit status: 1 if an attack wins more often than the threshold, 2 for bad input, else 0\n"
         "examples (docs/probing.md):\n"

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
+"""Told apart by colour-blind readers too (Okabe and Ito); lines have a marker each besides."""
 ROWS = 60
 """Rollouts that a table or a figure shows; the files hold all of them."""
 
@@ -185,9 +187,11 @@ def run_figure(run: Run, *, examples: int = 3) -> Figure:
     steps = [row["step"] for row in run.metrics]
     for number, name in enumerate(run.names):
         values = np.array([row[f"{name}/value"] for row in run.metrics], np.float64)
-        curves.plot(steps, values, label=name, color=f"C{number}", linewidth=1.2)
+        colour, marker = COLOURS[number % len(COLOURS)], "osD^vPX"[number % 7]
+        every = max(len(steps) // 10, 1)
+        curves.plot(steps, values, label=name, color=colour, linewidth=1.2, marker=marker, ms=4, markevery=every)
         for place, (mean, shade) in enumerate(zip(run.means(name), (0.45, 1.0), strict=True)):
-            bars.barh(number + 0.38 * place, mean, height=0.36, color=f"C{number}", alpha=shade)
+            bars.barh(number + 0.38 * place, mean, height=0.36, color=colour, alpha=shade)
             bars.text(mean + 0.01, number + 0.38 * place, _number(mean), va="center", fontsize=8)
     curves.set(xlabel="step", ylabel="mean score of the batch", ylim=(0, 1.02))
     curves.set_title("While training", fontsize=10)
