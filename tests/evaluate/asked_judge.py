@@ -53,4 +53,4 @@ class WritingJudge(FunctionJudge):
 if __name__ == "__main__":
     captions, out, log = map(Path, sys.argv[1:4])
     judge = WritingJudge(log, int(sys.argv[4]) if sys.argv[4:] else None)
-    evaluate([captions], lambda: Cached(judge, out / "replies.sqlite", chunk=8), out, by="model", budgets="2")
+    evaluate([captions], lambda: Cached(judge, out / "replies.sqlite", chunk=8), out, by="model", budgets="2", draws=20)

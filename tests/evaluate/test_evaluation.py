@@ -48,7 +48,7 @@ def evaluated(given: Any = None, judge: Any = None, **options: Any) -> Evaluatio
 
 @pytest.fixture(scope="module")
 def both() -> Evaluation:
-    return evaluated(budgets=[2, 3])
+    return evaluated(budgets=[3, 2, 3])
 
 
 def test_metrics(both: Evaluation) -> None:
@@ -174,6 +174,10 @@ def test_a_judge_that_sees_images_gives_the_papers_precision() -> None:
         ({"metrics": ["statistics"], "budgets": [100]}, "budgets: got [100] with metrics statistics; expected qa"),
         ({"budgets": [0]}, "WithinBudget: got budget=0"),
         ({"baselines": ["ugly"]}, "baselines: got 'ugly', expected one of ['good', 'bad']"),
+        (
+            {"metrics": ["qa"], "baselines": ["good"]},
+            "baselines: got ['good'] with metrics qa; expected arena among them",
+        ),
         ({"draws": 0}, "draws: got 0, expected a number >= 1"),
     ],
 )
@@ -194,4 +198,4 @@ def test_captions_that_cannot_be() -> None:
         evaluate_captions(captions(x="a cup"), metrics=["qa"])
     other = Item(id="item0", references=("a dog",))
     with pytest.raises(InputError, match="two different items have the id 'item0'"):
-        evaluated({**captions(x="a cup"), "y": [Rollout(item=other, caption="a dog")]})
+        evaluated({**captions(x="a cup"), "y": [Rollout(item=other, caption="a dog")]}, metrics=["arena"])

@@ -17,7 +17,7 @@ from capreward.judges.base import Judge, Usage
 from capreward.judges.wrap import side_by_side
 from capreward.missing import Missing
 from capreward.progress import progress_bar
-from capreward.records import Rollout
+from capreward.records import Item, Rollout
 from capreward.scoring import Component, Score, ScoreTable
 from capreward.suite import CHUNK, RewardSuite, run
 
@@ -152,9 +152,10 @@ def evaluate_captions(
 
     Raises:
         InputError: no captions, an unknown metric or baseline, no judge where one is needed, an arena with one captioner,
-            budgets without `qa` or `captionqa`, two items under one id.
+            budgets without `qa` or `captionqa`, baselines without an arena, two items under one id.
     """
-    _check(captions, judge, metrics, budgets, baselines)
+    _check(captions, judge, metrics, budgets, baselines, draws)
+    budgets = sorted(set(budgets))
     given = [rollout for rollouts in captions.values() for rollout in rollouts]
     rollouts = [rollout.model_copy(update={"id": None, "group": rollout.item.id}) for rollout in given]
     author = np.array([name for name, of_one in captions.items() for _ in of_one])
@@ -213,6 +214,7 @@ def _check(
     metrics: Sequence[str],
     budgets: Sequence[int],
     baselines: Sequence[str],
+    draws: int,
 ) -> None:
     if not captions or not all(captions.values()):
         empty = [name for name, rollouts in captions.items() if not rollouts]
@@ -230,13 +232,26 @@ def _check(
         raise InputError(
             f"budgets: got {list(budgets)} with metrics {', '.join(metrics)}; expected qa or captionqa among them"
         )
+    if draws < 1:
+        raise InputError(f"draws: got {draws}, expected a number >= 1")
     if "arena" in metrics and len(captions) < 2:
         raise InputError(
             f"metrics: got arena with one captioner, {next(iter(captions))!r}; expected two at least, named by a key of the "
             "captions' metadata or in files of their own"
         )
+    if baselines and "arena" not in metrics:
+        raise InputError(
+            f"baselines: got {list(baselines)} with metrics {', '.join(metrics)}; expected arena among them"
+        )
     if unknown := [name for name in baselines if name not in captions]:
         raise InputError(f"baselines: got {unknown[0]!r}, expected one of {list(captions)}")
+    items: dict[str, Item] = {}
+    for rollouts in captions.values():
+        for rollout in rollouts:
+            if not rollout.item.same_as(items.setdefault(rollout.item.id, rollout.item)):
+                raise InputError(
+                    f"captions: two different items have the id {rollout.item.id!r}; expected ids of their own"
+                )
 
 
 def _components(judge: Judge, metrics: Sequence[str], budgets: Sequence[int], seed: int) -> dict[str, Component]:
