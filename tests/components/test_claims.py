@@ -240,7 +240,9 @@ class TestPrecision:
         ],
     )
     def test_nothing_to_hold_it_against(self, against: Any, missing: Missing) -> None:
-        assert score(Precision(ReadingJudge(), against=against), "A cup.") == [missing]
+        judge = ReadingJudge()
+        assert score(Precision(judge, against=against), "A cup.") == [missing]
+        assert judge.asked == []
 
     @pytest.mark.parametrize("against", ["facts", "references"])
     def test_no_statement_in_the_caption_is_zero(self, against: Any) -> None:

@@ -100,8 +100,15 @@ class Precision:
     @scores_empty_as_zero
     async def score(self, rollouts: Sequence[Rollout]) -> list[Score | Missing]:
         """Values in [0, 1]; evidence: each statement's verdict."""
-        extracted = await ask_each(self.judge, [[Request(Task.EXTRACT, rollout.caption)] for rollout in rollouts])
-        claims = [answers[0] for answers in extracted]
+        lacking = [self._lacks(rollout.item) for rollout in rollouts]
+        extracted = await ask_each(
+            self.judge,
+            [
+                [Request(Task.EXTRACT, rollout.caption)] * (lack is None)
+                for rollout, lack in zip(rollouts, lacking, strict=True)
+            ],
+        )
+        claims = [answers[0] if lack is None else lack for answers, lack in zip(extracted, lacking, strict=True)]
         replies = await ask_each(
             self.judge,
             [
@@ -111,24 +118,29 @@ class Precision:
         )
         return [self._score(*row) for row in zip(rollouts, claims, replies, strict=True)]
 
-    def _requests(self, item: Item, claims: tuple[str, ...]) -> list[Request]:
-        if not claims:
-            return []
-        if self.against == "image":
-            return [] if item.image is None else [Request(Task.VERIFY, "", claims, images=(item.image,))]
-        if self.against == "references":
-            return [Request(Task.SUPPORT, "\n".join(item.references), claims)] * bool(item.references)
-        facts = tuple(fact.text for fact in item.facts)
-        return [Request(Task.SUPPORT, claim, facts) for claim in claims] if facts else []
-
-    def _score(self, rollout: Rollout, claims: Reply | Missing, replies: Sequence[Reply | Missing]) -> Score | Missing:
-        item = rollout.item
+    def _lacks(self, item: Item) -> Missing | None:
+        """What the item has to have, and has not; then nothing is asked about its captions."""
         if self.against == "image" and item.image is None:
             return Missing(Reason.NO_IMAGE, f"item {item.id!r} has no image")
         if self.against == "facts" and not item.facts:
             return Missing(Reason.NO_FACTS, f"item {item.id!r} has no facts")
         if self.against == "references" and not item.references:
             return Missing(Reason.NO_REFERENCE, f"item {item.id!r} has no references")
+        return None
+
+    def _requests(self, item: Item, claims: tuple[str, ...]) -> list[Request]:
+        if not claims:
+            return []
+        if self.against == "image":
+            assert item.image is not None, "else no statement was extracted"
+            return [Request(Task.VERIFY, "", claims, images=(item.image,))]
+        if self.against == "references":
+            return [Request(Task.SUPPORT, "\n".join(item.references), claims)]
+        facts = tuple(fact.text for fact in item.facts)
+        return [Request(Task.SUPPORT, claim, facts) for claim in claims]
+
+    def _score(self, rollout: Rollout, claims: Reply | Missing, replies: Sequence[Reply | Missing]) -> Score | Missing:
+        item = rollout.item
         if isinstance(claims, Missing):
             return claims
         if not claims.texts:
