@@ -4,8 +4,9 @@
 
 For each of 100 images two captions were compared by human raters on five axes, from -2 to 2. Here each caption is scored, and
 the difference of the two scores is held against the label (docs/agreement.md). One side wins most pairs, so accuracy would say
-nothing; what length alone gives is the number to beat. QA, rubric and precision against facts or images are not here: the
-data has no questions, criteria, facts or images.
+nothing; what length alone gives is the number to beat. Beside the components by themselves stand the balcaprl preset's fluency,
+which the length mask gates, and its total (coverage and that fluency). QA, rubric and precision against facts or images are
+not here: the data has no questions, criteria, facts or images.
 
 SmolLM2-135M (tests/smollm2.py) cannot extract statements: all 10 replies of a trial were cut or broken. So the lite judge
 splits references and captions into sentences for it.
@@ -18,6 +19,7 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -29,6 +31,7 @@ from capreward.evaluate import agreement_report
 from capreward.evaluate.labels import read_labels
 from capreward.judges.base import Judge, Reply, Request, Task, Usage
 from capreward.judges.cache import Cached
+from capreward.presets import balcaprl
 from capreward.samples import IIW
 
 COMPONENTS = {
@@ -65,9 +68,16 @@ def main() -> None:
     labels = read_labels(IIW)
     if arguments.quick:
         labels = labels.first(40 if arguments.judge == "lite" else 8)
-    suite = agreement_report.components(judge_of(arguments), COMPONENTS[arguments.judge])
-    table = suite.score(labels.rollouts, progress=not arguments.quick)
-    result = agreement_report.measure(table, labels, resamples=RESAMPLES)
+    judge = judge_of(arguments)
+    suite = agreement_report.components(judge, COMPONENTS[arguments.judge])
+    result = agreement_report.measure(
+        suite.score(labels.rollouts, progress=not arguments.quick), labels, resamples=RESAMPLES
+    )
+    of_preset = balcaprl(judge).score(labels.rollouts, progress=not arguments.quick)
+    preset = agreement_report.measure(of_preset, labels, total=True, resamples=RESAMPLES)
+    added = [(f"balcaprl's {name}", *row) for name, *row in preset.rows if name in ("fluency", "total")]
+    order = [axis.name for axis in labels.axes]
+    result = replace(result, rows=tuple(sorted([*result.rows, *added], key=lambda row: order.index(row[1].name))))
     if not arguments.quick:
         agreement_report.print_agreement(result)
     values: dict[str, float] = {}
