@@ -122,6 +122,7 @@ class TestProbe:
         assert run(*arguments, "options added") == 1
         assert "! options added: rubric pays for it" in capsys.readouterr().out
         assert run(*arguments, "options added", "--threshold", "1") == 0
+        assert run(*arguments, "options added", "--max-length", "9") == 0
         assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["probe.json", "probe.png"]
 
     def test_samples(self, tmp_path: Path) -> None:
@@ -256,6 +257,11 @@ class TestScore:
         assert run("score", write(*ROWS), *weights, "--out", tmp_path / "scores") == 0
         good = written(tmp_path / "scores")[0]
         assert good["total"] == good["scores"]["fluency"]["value"]
+
+    def test_precise(self, write: Write, tmp_path: Path) -> None:
+        assert run("score", write(*ROWS), "--precise", "0.5", "--suite", "rubicap", "--out", tmp_path / "scores") == 0
+        good, *_ = written(tmp_path / "scores")
+        assert list(good["scores"]) == ["rubric", "precision_vs_facts"]
 
     def test_max_length(self, write: Write, tmp_path: Path) -> None:
         assert run("score", write(*ROWS), "--max-length", "5", "--out", tmp_path / "scores") == 0

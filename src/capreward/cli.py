@@ -338,6 +338,12 @@ def _add_suite(command: argparse.ArgumentParser, default: str) -> None:
     )
     command.add_argument("--max-length", type=int, metavar="WORDS", help="captions longer than this score 0")
     command.add_argument(
+        "--precise",
+        type=float,
+        metavar="SHARE",
+        help="all else counts only where precision reaches this (default: always)",
+    )
+    command.add_argument(
         "--max-missing",
         type=float,
         default=1.0,
@@ -429,6 +435,7 @@ def _score(arguments: argparse.Namespace) -> None:
 
     console = report.make_console()  # a missing extra should show before anything is scored
     options: dict[str, Any] = {"max_length": arguments.max_length, "max_missing": arguments.max_missing}
+    options["precise"] = arguments.precise
     if arguments.out:
         from capreward.ledger import LedgerWriter
 
@@ -514,6 +521,7 @@ def _serve(arguments: argparse.Namespace) -> None:
         weights=dict(_weight(text) for text in arguments.weight),
         max_length=arguments.max_length,
         max_missing=arguments.max_missing,
+        precise=arguments.precise,
     )
     app = server.make_app(
         suite,
@@ -607,9 +615,13 @@ def _probe(arguments: argparse.Namespace) -> int:
     else:
         arguments.judge = arguments.judge or "lite"
         judge = _judge(arguments)
-    weights = dict(_weight(text) for text in arguments.weight)
-    options = {"weights": weights, "max_length": arguments.max_length, "max_missing": arguments.max_missing}
-    suite = PRESETS[arguments.suite](judge, **options)
+    suite = PRESETS[arguments.suite](
+        judge,
+        weights=dict(_weight(text) for text in arguments.weight),
+        max_length=arguments.max_length,
+        max_missing=arguments.max_missing,
+        precise=arguments.precise,
+    )
     findings = Probe(
         suite, rollouts, attacks=chosen, injected=arguments.injected, prompt=arguments.prompt, seed=arguments.seed
     ).run()
