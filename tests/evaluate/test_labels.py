@@ -47,12 +47,15 @@ class TestRows:
             "labels.jsonl",
             {"item": self.ITEM, "first": "A white cup.", "second": "A dog.", "labels": {"detail": 2}},
             {"item": "cup", "caption": "A dog.", "labels": {"quality": 1.5}},
+            {"item": "cup", "first": "A white cup.", "second": "A dog.", "labels": {"best": "second"}},
+            {"item": "cup", "first": "A white cup.", "second": "A dog.", "labels": {"best": "tie"}},
         )
         labels = read_labels(path)
         assert labels.layout == "rows"
         assert said(labels) == {
             "detail": [("side by side", "A white cup.", "A dog.", "2")],
             "quality": [("rating", "A dog.", "1.5")],
+            "best": [("choice", "A white cup.", "A dog.", "-1"), ("choice", "A white cup.", "A dog.", "0")],
         }
         assert [rollout.item.references for rollout in labels.rollouts] == [("A cup.",)] * 2
         assert list(labels.images) == ["cup", "cup"]
@@ -70,6 +73,14 @@ class TestRows:
             ({"item": "cup", "first": "A", "labels": {"a": 1}}, "second: got None, expected a text"),
             ({"item": "cup", "caption": "A", "labels": [1]}, r"labels: got \[1\], expected an object"),
             ({"item": "cup", "caption": "A", "labels": {"a": "good"}}, "a: got 'good', expected a finite number"),
+            (
+                {"item": "cup", "first": "A", "second": "B", "labels": {"b": "A"}},
+                "b: got 'A', expected a number, 'first'",
+            ),
+            (
+                {"item": "cup", "first": "A", "second": "B", "labels": {"a": 1}},
+                "a: got a side by side label, expected a rating",
+            ),
             ("{", "not JSON"),
             ([1], "got list, expected an object with named fields"),
         ],
@@ -261,7 +272,9 @@ class TestCapArena:
 
 
 class TestImages:
-    ROW = {"item": "a", "caption": "A cup.", "labels": {"quality": 1}}  # noqa: RUF012
+    def test_of_rows_are_relative_to_the_file(self, write: Write, tmp_path: Path) -> None:
+        row = {"item": {"id": "a", "image": "cup.jpg"}, "caption": "A cup.", "labels": {"quality": 1}}
+        assert read_labels(write("labels.jsonl", row)).rollouts[0].item.image == tmp_path / "cup.jpg"
 
     def test_by_name(self, write: Write, tmp_path: Path) -> None:
         (tmp_path / "cup.jpg").touch()

@@ -17,6 +17,8 @@ from capreward.errors import InputError, missing_extra
 from capreward.evaluate.agreement import Axis, Kind
 from capreward.records import Item, Rollout
 
+CHOICES = {"first": 1.0, "second": -1.0, "tie": 0.0}
+
 
 @dataclass(frozen=True)
 class Labels:
@@ -136,8 +138,9 @@ class _Builder:
 def _rows(source: Path, builder: _Builder) -> None:
     """Labels of your own, JSONL.
 
-    A row holds `item` (the fields of an `Item`, or the id of one given), `labels` (axis -> number), and
-    `caption` (the labels rate it) or `first` and `second` (positive: the first is better, 0: a tie).
+    A row holds `item` (the fields of an `Item`, an image's path relative to the file; or the id of one given), `labels` (axis -> label), and
+    `caption` (the labels rate it: numbers) or `first` and `second` (numbers, positive: the first is better; or choices: "first",
+    "second" or "tie").
     """
     for place, row in _json_lines(source):
         labels = _field(place, row, "labels", dict)
@@ -149,6 +152,9 @@ def _rows(source: Path, builder: _Builder) -> None:
                 )
             item = builder.item(place, holder)
         elif isinstance(holder, dict):
+            image = holder.get("image")
+            if isinstance(image, str) and not image.startswith("data:"):
+                holder = holder | {"image": str(source.parent / image)}
             try:
                 known = Item(**holder)
             except InputError as error:
@@ -161,10 +167,17 @@ def _rows(source: Path, builder: _Builder) -> None:
         pair = "first" in row or "second" in row
         texts = [_field(place, row, name, str) for name in (("first", "second") if pair else ("caption",))]
         found = [builder.caption(item, text, str(row.get("author", "caption"))) for text in texts]
-        for axis, value in labels.items():
-            number = _number(place, axis, value)
-            kind: Kind = "side by side" if pair else "rating"
-            builder.label(axis, kind, found[0], found[1] if pair else None, number)
+        for axis, said in labels.items():
+            choice = pair and isinstance(said, str)
+            kind: Kind = "choice" if choice else "side by side" if pair else "rating"
+            if axis in builder.axes and builder.axes[axis][0] != kind:
+                raise InputError(
+                    f"{place}: {axis}: got a {kind} label, expected a {builder.axes[axis][0]} label as before"
+                )
+            if choice and said not in CHOICES:
+                raise InputError(f"{place}: {axis}: got {said!r}, expected a number, 'first', 'second' or 'tie'")
+            value = CHOICES[said] if choice else _number(place, axis, said)
+            builder.label(axis, kind, found[0], found[1] if pair else None, value)
 
 
 def _imageinwords(source: Path, builder: _Builder) -> None:
