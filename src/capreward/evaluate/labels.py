@@ -138,9 +138,9 @@ class _Builder:
 def _rows(source: Path, builder: _Builder) -> None:
     """Labels of your own, JSONL.
 
-    A row holds `item` (the fields of an `Item`, an image's path relative to the file; or the id of one given), `labels` (axis -> label), and
-    `caption` (the labels rate it: numbers) or `first` and `second` (numbers, positive: the first is better; or choices: "first",
-    "second" or "tie").
+    A row holds `item` (the fields of an `Item`, an image's path relative to the file; or the id of one given), `labels`
+    (axis -> label), and `caption` (the labels rate it: numbers) or `first` and `second` (numbers, positive: the first is better;
+    or choices: "first", "second" or "tie").
     """
     for place, row in _json_lines(source):
         labels = _field(place, row, "labels", dict)
