@@ -630,6 +630,14 @@ def test_two_equal_weights_with_a_constant_sum_cancel_in_gdpo_as_in_grpo() -> No
     for estimator in (grpo, dr_grpo, gdpo, mo_grpo, dvao, corr_grpo, dara):
         np.testing.assert_allclose(estimator(values, groups), 0, atol=1e-9)
         assert np.abs(estimator(values, groups, [2, 1])).max() > 0.1
+    seldom = [[0.0, 1.0], [1.0, 0.0], [0.0, 0.5], [1.0, 0.5]]  # dara weighs what varies in fewer groups more
+    assert np.abs(dara(seldom, [0, 0, 1, 1])[:2]).min() > 0.1
+    np.testing.assert_allclose(gdpo(seldom, [0, 0, 1, 1])[:2], 0, atol=1e-9)
+
+
+def test_a_group_of_rvpo_adds_up_to_more_than_zero_only_with_missing_scores() -> None:
+    assert rvpo([[1.0, np.nan], [0.0, 1.0], [0.0, 0.0]], [0, 0, 0]).sum() > 0.1
+    assert rvpo([[1.0, 0.5], [0.0, 1.0], [0.0, 0.0]], [0, 0, 0]).sum() < 0
 
 
 # ---------------------------------------------------------------------------------------------- what each one is for

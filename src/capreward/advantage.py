@@ -171,8 +171,8 @@ def rvpo(values: Any, groups: Any, weights: ArrayLike | None = None, *, eps: flo
       exactly 0 stays in the mean, as in the formula. It adds nothing of its own and still draws the mean towards 0.
     - eps and ddof are GDPO's; k is 1, for want of the paper's value; no batch step.
 
-    The values of a group need not add up to 0: the soft minimum lies below the mean, so their sum is at most 0, and
-    rollouts whose components disagree are pushed down without others being pushed up. Subtracting a batch mean would
+    The values of a group need not add up to 0: the soft minimum lies below the mean, so with nothing missing their sum is at
+    most 0, and rollouts whose components disagree are pushed down without others being pushed up. Subtracting a batch mean would
     give dead groups, which get exactly 0, an advantage.
 
     Args:
