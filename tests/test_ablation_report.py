@@ -157,6 +157,10 @@ class TestPage:
         assert "<li>Nothing.</li>" in made.page
         assert "Without intervals." in made.page
 
+    def test_says_the_level(self, ablation: Ablation) -> None:
+        other = Ablation(ablation.ledger, resamples=10, level=0.995)
+        assert "In brackets: 99.5% intervals" in make_report(other, {"same": RECORDED}).page
+
     def test_nothing_varies(self, tmp_path: Path) -> None:
         suite = RewardSuite({"a": FakeComponent(0.5), "b": FakeComponent(DOWN)}, ledger=LedgerWriter(tmp_path))
         suite.score([Rollout(item=Item(id=name), caption="w") for name in "xxyy"])

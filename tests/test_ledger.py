@@ -165,6 +165,7 @@ class TestWriting:
         before = {path.name: path.read_bytes() for path in tmp_path.glob("*.jsonl")}
         suite.score(make_rollouts(3, step=2))
         LedgerWriter(tmp_path, positions=positions)
+        LedgerWriter(tmp_path, positions={name: length + 9 for name, length in positions.items()})  # nothing to cut
         assert {path.name: path.read_bytes() for path in tmp_path.glob("*.jsonl")} == before
         again = RewardSuite(suite.components, ledger=LedgerWriter(tmp_path, positions={}))
         again.score(make_rollouts(1))

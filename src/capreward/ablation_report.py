@@ -465,7 +465,7 @@ def _page(ablation: Ablation, short: list[str], warnings: list[str], sections: l
     items = "".join(f"<li>{html.escape(line)}</li>" for line in short)
     noted = "".join(f"<li>{html.escape(line)}</li>" for line in warnings) or "<li>Nothing.</li>"
     intervals = (
-        f"In brackets: {ablation.level:.0%} intervals, percentiles over {ablation.resamples:,} bootstrap draws of the "
+        f"In brackets: {100 * ablation.level:g}% intervals, percentiles over {ablation.resamples:,} bootstrap draws of the "
         f"{ablation.items:,} items, seed {ablation.seed}."
         if ablation.resamples
         else "Without intervals."
