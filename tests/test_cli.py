@@ -283,6 +283,24 @@ class TestScore:
         assert run("score", write(ROWS[1]), "--out", folder) == 0
         assert len(written(folder)) == 2
         assert sorted(path.name for path in folder.iterdir()) == ["ledger", "scores.jsonl", "scores.png"]
+        assert len(list(Ledger(folder / "ledger").records())) == 2
+
+    def test_an_old_ledger_stays_until_there_is_a_new_one(
+        self, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        captions = write(*ROWS)
+        assert run("score", captions, "--out", tmp_path / "scores") == 0
+        assert run("score", captions, "--judge", "none", "--out", tmp_path / "scores") == 2
+        assert len(list(Ledger(tmp_path / "scores" / "ledger").records())) == len(written(tmp_path / "scores"))
+        (tmp_path / "run" / "ledger").mkdir(parents=True)
+        of_a_run = tmp_path / "run" / "ledger" / "rollouts-0.jsonl"
+        of_a_run.write_text("{}\n")
+        assert run("score", captions, "--out", tmp_path / "run") == 2
+        assert "is the ledger of a training run; expected another folder" in capsys.readouterr().err
+        assert of_a_run.read_text() == "{}\n"
+        (tmp_path / "taken").mkdir()
+        (tmp_path / "taken" / "ledger").touch()
+        assert run("score", captions, "--out", tmp_path / "taken") == 2
 
 
 class TestAblate:

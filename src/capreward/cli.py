@@ -17,6 +17,8 @@ from capreward.errors import CaprewardError, InputError
 if TYPE_CHECKING:
     from capreward.ablation import Variant
     from capreward.judges.base import Judge
+    from capreward.records import Rollout
+    from capreward.scoring import ScoreTable
 
 SUITES = ("balcaprl", "caprl", "rubicap", "everything")
 
@@ -437,9 +439,7 @@ def _score(arguments: argparse.Namespace) -> None:
     options: dict[str, Any] = {"max_length": arguments.max_length, "max_missing": arguments.max_missing}
     options["precise"] = arguments.precise
     if arguments.out:
-        from capreward.ledger import LedgerWriter
-
-        options["ledger"] = LedgerWriter(arguments.out / "ledger", positions={})  # in the place of an earlier one
+        options["ledger"] = _NewLedger(arguments.out / "ledger")
     suite = PRESETS[arguments.suite](_judge(arguments), weights=weights, **options)
     table = suite.score(rollouts)
     if arguments.out:  # first of all: what has been paid for must not be lost to a failing table or figure
@@ -452,6 +452,23 @@ def _score(arguments: argparse.Namespace) -> None:
         with replacing(arguments.out / "scores.png") as path:
             report.figure(table).savefig(path, dpi=130, format="png")
         print(f"wrote {arguments.out / 'scores.jsonl'}, {arguments.out / 'scores.png'} and {arguments.out / 'ledger'}")
+
+
+class _NewLedger:
+    """A ledger in the place of an earlier one, which stays until there is something to write."""
+
+    def __init__(self, folder: Path) -> None:
+        from capreward.ledger import LedgerWriter
+
+        LedgerWriter(folder)  # refuses a file
+        if any(path.stat().st_size for path in folder.glob("rollouts-*.jsonl")):
+            raise InputError(f"--out: {folder} is the ledger of a training run; expected another folder")
+        self.folder = folder
+
+    def write(self, suite: Any, table: ScoreTable, rollouts: Sequence[Rollout]) -> None:
+        from capreward.ledger import LedgerWriter
+
+        LedgerWriter(self.folder, positions={}).write(suite, table, rollouts)
 
 
 def _train(arguments: argparse.Namespace) -> None:
