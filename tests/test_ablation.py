@@ -263,6 +263,7 @@ class TestErrors:
             ({"drop": ("c",)}, r"leaves no component with a weight of a suite with \['c'\]; keep one"),
             ({"estimator": "ppo"}, r"estimator: got 'ppo', expected one of \['corr_grpo'"),
             ({"estimator": lambda values, *_: values}, r"shape \(34, 3\), expected a finite advantage for each of 34"),
+            ({"estimator": lambda values, *_: np.full(len(values), np.nan)}, "expected a finite advantage for each of 34"),
             ({"gates": [FakeGate("a", 1.0)]}, r"gate FakeGate\('a'\): has no method `of`"),
             ({"gates": [LengthMask("d")]}, r"gate LengthMask\('d'\): got component 'd', expected one of"),
             ({"gates": [LengthMask("a", count=len)]}, r"counts lengths by builtins.len, but .* capreward.records.count_words"),
@@ -372,6 +373,13 @@ class TestByHand:
         by = dict(zip(frame["variant"], frame["dominated_by"], strict=True))
         assert by == {"a": "", "b": "", "both": "", "worst": "both"}
         assert dict(zip(frame["variant"], frame["dominated"], strict=True)) == {"a": 0, "b": 0, "both": 0, "worst": 1}
+
+    def test_rounding_is_no_advantage(self, tmp_path: Path) -> None:
+        ablation = simple(tmp_path, [[[0.2], [0.8], [0.0]]] * 2)
+        exact, noisy = (Variant(estimator=lambda *_, a=a: np.tile(a, 2)) for a in ([1.0, 1, -2], [1.0, 1 + 1e-15, -2]))
+        assert at(ablation.best_of(noisy), measure="best") == at(ablation.best_of(exact), measure="best") == 0.5
+        above, below = (Variant(estimator=lambda *_, e=e: np.tile([1.0, e, -1], 2)) for e in (1e-15, -1e-15))
+        assert at(ablation.compare({"x": above}, below), measure="sign_flips") == 0
 
     def test_rounding_dominates_nothing(self, tmp_path: Path) -> None:
         # one pick of 0.1, or three of 0.1, whose mean is 0.10000000000000002
