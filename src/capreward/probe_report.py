@@ -93,12 +93,12 @@ def figure(findings: Findings) -> Figure:
     picture = Figure(figsize=(6.5 + 0.7 * len(columns), 1.8 + 0.26 * len(attacks)), layout="constrained")
     heat, margins = picture.subplots(1, 2, sharey=True, width_ratios=[0.7 * len(columns), 3.4])
     wins = np.array([[findings.of(attack, on).wins for on in columns] for attack in attacks])
-    heat.imshow(wins, aspect="auto", cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
+    heat.imshow(wins, aspect="auto", cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     for (row, column), share in np.ndenumerate(wins):
         heat.text(
-            column, row, f"{share:.0%}", ha="center", va="center", fontsize=7, color="black" if share > 0.5 else "white"
+            column, row, _share(share), ha="center", va="center", fontsize=7, color="white" if share > 0.5 else "black"
         )
-    heat.axvline(len(findings.names) - 0.5, color="white", linewidth=2)
+    heat.axvline(len(findings.names) - 0.5, color="black", linewidth=1)
     heat.set_xticks(range(len(columns)), columns, rotation=30, ha="right", fontsize=8, parse_math=False)
     heat.set_yticks(range(len(attacks)), attacks, fontsize=8, parse_math=False)
     heat.set_title("captions that win", fontsize=10)
