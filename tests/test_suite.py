@@ -251,6 +251,11 @@ class TestGates:
         gates = [FakeGate("a", 0.0), FakeGate("a", NO_REFERENCE)]
         assert RewardSuite({"a": FakeComponent(0.8)}, gates=gates).score(rollouts("one")).values.tolist() == [[0]]
 
+    def test_a_missing_score_was_not_lowered(self) -> None:
+        gates = [FakeGate("a", 0.5), FakeGate("a", NO_REFERENCE)]
+        table = RewardSuite({"a": FakeComponent(0.8)}, gates=gates).score(rollouts("one"))
+        assert (dict(table.gated), dict(table.missing)) == ({}, {(0, 0): NO_REFERENCE})
+
     @pytest.mark.parametrize(
         ("factor", "said"),
         [

@@ -129,6 +129,7 @@ class TestPlan:
             ({"grid": {"seed": [1]}}, "seed: a sweep takes it from seeds; give it there"),
             ({"changes": {"weights": {}}}, "weights: a sweep takes it from weights"),
             ({"changes": {"held_out": 0}}, "held_out: got 0, expected more: a sweep compares scores of held-out items"),
+            ({"grid": {"held_out": [3, 0]}}, "held_out: got 0, expected more"),
         ],
     )
     def test_says_what_is_wrong(self, tmp_path: Path, options: dict[str, Any], said: str) -> None:
@@ -323,6 +324,16 @@ class TestTrain:
         stand_in("")
         with sweep._locked(tmp_path), pytest.raises(CaprewardError, match="another sweep works in this folder"):
             sweep.train(planned(tmp_path), tmp_path)
+
+    @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="no /proc")
+    def test_processes_hold_the_folder_too(self, tmp_path: Path, stand_in: StandIn) -> None:
+        stand_in(
+            'names = [os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]\n'
+            'assert str(out.parents[1] / ".lock") in names'
+        )
+        runs = planned(tmp_path.resolve() / "out", seeds=[0])
+        sweep.train(runs, tmp_path.resolve() / "out")
+        assert runs[0].is_finished()
 
     def test_runs_of_a_seed_share_a_warm_up(
         self, tmp_path: Path, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch

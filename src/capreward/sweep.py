@@ -145,8 +145,6 @@ def plan(
         if name in SET_BY:
             raise InputError(f"{name}: a sweep takes it from {SET_BY[name]}; give it there")
     base = TrainConfig.from_yaml(recipes.find(Path(recipe)), **changes, out=out)
-    if not base.held_out:
-        raise InputError("held_out: got 0, expected more: a sweep compares scores of held-out items")
     estimators = [base.estimator] if estimators is None else estimators
     axes = [("weights", weights), ("estimators", estimators), *grid.items(), ("seeds", seeds)]
     if empty := [name for name, values in axes if not len(values)]:
@@ -155,6 +153,8 @@ def plan(
     for weighed, estimator, *others, seed in product(*(values for _, values in axes)):
         own = {"weights": {**base.weights, **weighed}, "estimator": estimator, "seed": seed}
         config = TrainConfig(**{**base.model_dump(), **dict(zip(grid, others, strict=True)), **own})
+        if not config.held_out:
+            raise InputError("held_out: got 0, expected more: a sweep compares scores of held-out items")
         _check_weights(config)
         said = config.model_dump(mode="json")
         condition = _name(
