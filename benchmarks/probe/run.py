@@ -45,7 +45,7 @@ from capreward import (
 from capreward.attacks import NAMES, named
 from capreward.judges import Judge, Request, Usage, lite
 from capreward.presets import balcaprl, caprl, rubicap
-from capreward.probe import AS_IT_IS, Findings, Probe, honest_samples
+from capreward.probe import ADVANTAGE, AS_IT_IS, REWARD, Findings, Probe, honest_samples
 from capreward.probe_report import figure
 from capreward.suite import RewardSuite
 
@@ -112,7 +112,7 @@ def with_presets(quick: bool) -> None:
         {
             "name": f"attacks that win, {row['judge']}, {row['preset']}, {row['stage']}",
             "value": len(row["winners"]),
-            "unit": f"of {len(row['attacks'])}",
+            "unit": f"of {len(row['lead'])}",
         }
         for row in results
         if row["stage"] in ("paper", "guarded") and row["judge"] in ("lite, photographs", "exact, drawn scenes")
@@ -156,26 +156,23 @@ def early() -> list[Rollout]:
 
 
 def summary(found: Findings) -> dict[str, Any]:
+    """What is kept of a probe: of the attacks that win nowhere, the mean lead alone."""
+    columns = (*found.names, REWARD, ADVANTAGE)
+    wins = {attack: {on: found.of(attack, on).wins for on in columns} for attack in found.attacks}
     return {
+        "components": found.names,
         "honest": found.honest,
         "honest_reward": next(defence.honest for defence in found.defences if defence.suite == AS_IT_IS),
         "winners": found.failed(),
-        "attacks": [
-            {
-                "attack": attack,
-                "wins": found.wins(attack),
-                "reward": found.of(attack).wins,
-                "advantage": found.of(attack, "advantage").wins,
-                "missing": found.of(attack).missing,
-                "ties": found.of(attack).ties,
-                "lead": round(found.of(attack).margin, 4),
-                "interval": [round(found.of(attack).low, 4), round(found.of(attack).high, 4)],
-                "by_component": {name: found.of(attack, name).wins for name in found.names},
-            }
-            for attack in found.attacks
-        ],
+        "wins": {
+            attack: {on: share for on, share in row.items() if share}
+            for attack, row in wins.items()
+            if any(row.values())
+        },
+        "missing": {attack: share for attack in found.attacks if (share := found.of(attack).missing)},
+        "lead": {attack: round(found.of(attack).margin, 4) for attack in found.attacks},
         "defences": {
-            name: sorted(d.attack for d in found.defences if d.suite == name and d.wins > 0)
+            name: ", ".join(sorted(d.attack for d in found.defences if d.suite == name and d.wins > 0))
             for name in dict.fromkeys(d.suite for d in found.defences)
         },
     }
@@ -249,7 +246,7 @@ def with_smollm2() -> None:
         results.append({"judge": "SmolLM2-135M", "preset": "four components", "stage": stage, **summary(found)})
         print(f"{time.perf_counter() - started:6.0f} s  {stage}", file=sys.stderr, flush=True)
     headline = [
-        {"name": f"attacks that win, {row['stage']}", "value": len(row["winners"]), "unit": f"of {len(row['attacks'])}"}
+        {"name": f"attacks that win, {row['stage']}", "value": len(row["winners"]), "unit": f"of {len(row['lead'])}"}
         for row in results
     ]
     details = {"seconds": time.perf_counter() - started, "settings": results}
@@ -272,11 +269,16 @@ def tables(results: Sequence[dict[str, Any]], what: str) -> str:
     """A row an attack, a column a setting; attacks that win nowhere are named below."""
     heads, columns = [], []
     for row in results:
-        parts = row["attacks"][0]["by_component"] if what == "by_component" else {"": None}
-        for part in parts:
+        for part in row["components"] if what == "by_component" else [""]:
             heads.append(f"{part or row['preset']}, {row['stage']}")
+            of = {attack: row["wins"].get(attack, {}) for attack in row["lead"]}
             columns.append(
-                {a["attack"]: a["by_component"][part] if part else max(a["wins"], a["missing"]) for a in row["attacks"]}
+                {
+                    attack: wins.get(part, 0.0)
+                    if part
+                    else max(wins.get(REWARD, 0.0), wins.get(ADVANTAGE, 0.0), row["missing"].get(attack, 0.0))
+                    for attack, wins in of.items()
+                }
             )
     attacks = list(columns[0])
     shown = [name for name in attacks if any(column[name] > 0 for column in columns)]
