@@ -291,6 +291,8 @@ class TestErrors:
             Ablation(Ledger(tmp_path), level=95)
         with pytest.raises(InputError, match="resamples: got -1, expected a number >= 0"):
             Ablation(Ledger(tmp_path), resamples=-1)
+        with pytest.raises(InputError, match="seed: got -1, expected a number >= 0"):
+            Ablation(Ledger(tmp_path), seed=-1)
 
 
 class TestByHand:

@@ -205,6 +205,11 @@ class TestResults:
         assert frame.unfinished[2] == 1
         assert math.isnan(frame.after[2])
 
+    def test_a_first_condition_that_lacks_a_seed(self, runs: list[sweep.Run]) -> None:
+        frame = sweep.results([*runs[3:], *runs[:3]]).set_index(["condition", "score"])
+        assert (frame.pairs["gdpo", "coverage"], frame.seeds["gdpo", "coverage"]) == (2, 3)
+        assert frame.difference["gdpo", "coverage"] == pytest.approx(-0.05)
+
     def test_printed(self, runs: list[sweep.Run]) -> None:
         console = Console(record=True, width=120, file=io.StringIO())
         sweep.print_sweep(sweep.results(runs), console)
@@ -392,7 +397,7 @@ class TestEnvironments:
         assert sweep._environments(None) == [alone] * cores
         assert sweep._environments(3) == [alone] * 3
 
-    @pytest.mark.parametrize(("visible", "names"), [(None, ["0", "1"]), ("3,5", ["3", "5"])])
+    @pytest.mark.parametrize(("visible", "names"), [(None, ["0", "1"]), ("3,5", ["3", "5"]), ("3,5,99", ["3", "5"])])
     def test_a_gpu_each(self, monkeypatch: pytest.MonkeyPatch, visible: str | None, names: list[str]) -> None:
         monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)

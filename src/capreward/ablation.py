@@ -111,6 +111,8 @@ class Ablation:
             raise InputError(f"resamples: got {resamples}, expected a number >= 0; 0 for no intervals")
         if not 0 < level < 1:
             raise InputError(f"level: got {level}, expected a confidence in (0, 1), such as 0.95")
+        if seed < 0:
+            raise InputError(f"seed: got {seed}, expected a number >= 0")
         self.ledger, self.resamples, self.level, self.seed = ledger, resamples, level, seed
         rows = ledger.rows()
         self.names = rows.names
