@@ -1,7 +1,8 @@
 """An append-only record of what was scored, and why: a folder of JSON lines that ablations replay without a judge.
 
 - `suites.jsonl`: each suite that wrote here: components, judges, prompts' hashes, weights, gates.
-- `items.jsonl`: each item once; the hash of an image in the place of its bytes.
+- `items.jsonl`: each item, once by each process that writes, and again if it changes; the hash of an image in the place of its
+  bytes.
 - `rollouts.jsonl`, `rollouts-WRITER.jsonl`: a line a rollout: caption, length, scores before and after the gates, reasons,
   evidence.
 
@@ -217,7 +218,7 @@ class Ledger:
         return {name: count for name, count in lost.items() if count > 0}
 
     def items(self) -> dict[str, Item]:
-        """The items by id, without images that had no path."""
+        """The items by id, as they were last, without images that had no path."""
         rows = (
             {key: value for key, value in row.items() if key in Item.model_fields}
             for row in _lines(self.folder / "items.jsonl")
