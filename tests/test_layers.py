@@ -20,7 +20,7 @@ SCRIPTS = {
 LAYERS = [
     {"groups"},
     {"errors", "missing", "advantage", "compat", "prefix", "processing", "progress"},
-    {"records", "prompts"},
+    {"records", "prompts", "intervals"},
     {"judges.base"},
     {"scoring", "data"},
     {"judges.chat"},
@@ -30,7 +30,7 @@ LAYERS = [
     {"components", "judges.named"},
     {"suite"},
     {"presets", "samples", "ledger"},
-    {"evaluate.intervals", "evaluate.bcapscore", "evaluate.qa", "evaluate.statistics", "evaluate.dcscore", "evaluate.metrics"},
+    {"evaluate.bcapscore", "evaluate.qa", "evaluate.statistics", "evaluate.dcscore", "evaluate.metrics"},
     {"evaluate.arena"},
     {"evaluate.evaluation", *SCRIPTS},
     {"evaluate"},

@@ -28,6 +28,7 @@ from capreward import advantage
 from capreward.advantage import Estimator
 from capreward.errors import InputError, missing_extra
 from capreward.groups import Batch, Groups
+from capreward.intervals import interval
 from capreward.ledger import Ledger, named
 from capreward.scoring import Float, Gate, in_order, multiply, weights_of
 
@@ -545,12 +546,7 @@ class Ablation:
             import pandas as pd
         except ImportError as error:
             raise missing_extra("An ablation's frames", "report", error) from error
-        tail = (1 - self.level) / 2
-        bounds = [
-            np.quantile(column[~np.isnan(column)], [tail, 1 - tail]) if not np.isnan(column).all() else (np.nan, np.nan)
-            for column in drawn.T
-        ]
-        low, high = zip(*bounds, strict=True)
+        low, high = zip(*(interval(column, self.level) for column in drawn.T), strict=True)
         return pd.DataFrame({**keys, "value": value, "low": low, "high": high})
 
     def _need(self, variants: Mapping[str, Variant]) -> None:

@@ -21,6 +21,7 @@ from capreward import samples
 from capreward.attacks import ATTACKS, Attack, Material
 from capreward.components import Condition, LengthMask
 from capreward.errors import InputError, TooManyMissingError, missing_extra
+from capreward.intervals import interval, resampled_means, several
 from capreward.missing import Missing
 from capreward.records import Rollout
 from capreward.scoring import Gate, Score, ScoreTable
@@ -35,7 +36,6 @@ REWARD, ADVANTAGE = "reward", "advantage"
 AS_IT_IS = "as it is"
 TIE = 1e-3
 """A lead of this or less, in units of a score or an advantage, is a tie: embeddings and 16-bit models round."""
-RESAMPLES = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -482,21 +482,16 @@ class _Bootstrap:
     """95 % intervals of means, with groups drawn anew."""
 
     def __init__(self, clusters: NDArray[np.int_], seed: int) -> None:
-        self.clusters, self.count = clusters, int(clusters.max()) + 1
-        chance = np.random.default_rng(seed)
-        self.draws = chance.multinomial(self.count, np.full(self.count, 1 / self.count), RESAMPLES)
+        self.clusters, self.seed = clusters, seed
 
     def interval(self, leads: Float, rows: Sequence[int]) -> tuple[float, float]:
         present = ~np.isnan(leads)
         of = self.clusters[rows][present]
-        sums = np.bincount(of, leads[present], self.count)
-        counts = np.bincount(of, minlength=self.count)
-        if (counts > 0).sum() < 2:
-            return math.nan, math.nan
-        drawn = self.draws @ counts
-        means = (self.draws @ sums)[drawn > 0] / drawn[drawn > 0]
-        low, high = np.percentile(means, (2.5, 97.5)).tolist()
-        return low, high
+        return (
+            interval(resampled_means(leads[present, None], of, seed=self.seed)[:, 0])
+            if several(of)
+            else (math.nan, math.nan)
+        )
 
 
 def _with_ids(rollouts: Sequence[Rollout]) -> list[Rollout]:

@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from capreward import intervals
 from capreward.errors import InputError, missing_extra
 
 Float = NDArray[np.float64]
@@ -140,7 +141,7 @@ def agreement(
 def _draws(images: int, resamples: int, seed: int) -> Int:
     if not images:
         return np.zeros((resamples, 0), np.intp)
-    return np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), resamples)
+    return np.concatenate([*intervals.resamples(images, resamples, seed)]).astype(np.intp)
 
 
 def _compared(axis: Axis, column: Float) -> Float:
@@ -265,6 +266,6 @@ def _parts(draws: Int, labels: int) -> Iterator[Int]:
 
 
 def _estimate(statistic: Float) -> Estimate:
-    point, drawn = float(statistic[0]), statistic[1:][~np.isnan(statistic[1:])]
-    low, high = np.quantile(drawn, [0.025, 0.975]) if len(drawn) and not np.isnan(point) else (np.nan, np.nan)
-    return Estimate(point, float(low), float(high))
+    point = float(statistic[0])
+    low, high = (np.nan, np.nan) if np.isnan(point) else intervals.interval(statistic[1:])
+    return Estimate(point, low, high)

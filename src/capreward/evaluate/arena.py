@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from capreward.errors import InputError, missing_extra
-from capreward.evaluate.intervals import interval, resamples
+from capreward.intervals import interval, resamples
 from capreward.judges.base import Judge, Reply, Request, Task, ask_each, require
 from capreward.missing import Missing, Reason
 from capreward.records import Item, Rollout

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from capreward import intervals
 from capreward.components import Coverage, Fluency, Precision
 from capreward.errors import InputError
-from capreward.evaluate import arena, bcapscore, dcscore, intervals, qa, statistics
+from capreward.evaluate import arena, bcapscore, dcscore, qa, statistics
 from capreward.judges.base import Judge, Usage
 from capreward.judges.wrap import side_by_side
 from capreward.missing import Missing

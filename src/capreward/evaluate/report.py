@@ -11,7 +11,7 @@ import numpy as np
 from capreward.errors import missing_extra
 from capreward.evaluate.arena import Strengths
 from capreward.evaluate.evaluation import OF_MEANS, Evaluation
-from capreward.evaluate.intervals import Estimate
+from capreward.intervals import Estimate
 from capreward.report import make_console
 
 if TYPE_CHECKING:

@@ -287,7 +287,7 @@ class Trainer:
                 caption=self.policy.caption(tokens),
                 group=name,
                 id=f"{name}#{n}",
-                metadata={"step": self.step},
+                metadata={"step": self.step + 1},  # as the logs number it
             )
             for n, tokens in enumerate(completions)
         ]

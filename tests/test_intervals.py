@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from capreward.errors import InputError
-from capreward.evaluate.intervals import Estimate, interval, means, resampled_means
+from capreward.intervals import Estimate, interval, means, resampled_means
 
 NAN = float("nan")
 
