@@ -209,6 +209,13 @@ class TestIntervals:
         width, wide = (found.score["spearman"].high - found.score["spearman"].low for found in (once, five))
         assert wide == pytest.approx(width, rel=0.05)
 
+    @pytest.mark.filterwarnings("error")
+    def test_one_image_has_none(self) -> None:
+        found = measured(pairs([1, -1, 2]), [1, 0, 0, 1, 3, 0], [1, 2, 3, 5, 4, 2], ["a"] * 6)
+        assert found.score["tau_b"].value == pytest.approx(1)
+        every = [*found.score.values(), *found.length.values(), *found.margin.values(), found.partial]
+        assert all(math.isnan(bound) for estimate in every for bound in (estimate.low, estimate.high))
+
     def test_seeded(self) -> None:
         columns = np.random.default_rng(2).normal(size=(3, 30)).tolist()
         first, again, other = (of_differences(*columns, seed=seed) for seed in (1, 1, 2))

@@ -141,6 +141,11 @@ class TestAutoScores:
         with pytest.raises(InputError, match=r"baselines: got 'w', expected one of \['x', 'y', 'z'\]"):
             auto_scores(self.played, ["w"])
 
+    def test_a_baseline_whose_battles_are_missing_is_a_baseline(self) -> None:
+        played = [*battles(FIRST), *battles(LOST, LOST, second="z")]
+        assert auto_scores(played, ["y", "z"]) == {"x": {"y": 0.5, "mean": 0.5}}
+        assert auto_scores(played, ["z"]) == {}
+
 
 def drawn(count: int = 150, seed: int = 0, effect: float = 0.8) -> list[Battle]:
     """Of four captioners whose strengths are known."""

@@ -90,6 +90,23 @@ def test_counts_of_the_components_evidence() -> None:
     assert found(caption) == (Counts(6, 3, 0, 3, 4), Counts(4, 2, 0, 2, 3))
 
 
+def test_a_fact_given_twice_counts_once() -> None:
+    twice = Item(id="cup", facts=({"text": "white cup"}, *ITEM.facts))
+    assert found("white cup. warm mood", twice) == found("white cup. warm mood") == (Counts(2, 2, 0, 2, 4), Counts(1, 1, 0, 1, 3))
+
+
+def test_units_have_to_be_the_relevant_facts() -> None:
+    """With other units, the facts that coverage has found are more than the relevant ones, or are not all that count."""
+    relevant = ("white cup", "brown table", "silver spoon")
+    same = Item(id="cup", facts=ITEM.facts, reference_units=relevant)
+    assert found("white cup. warm mood", same) == found("white cup. warm mood")
+    for units in ((*relevant, "warm mood"), relevant[:1]):
+        other = Item(id="cup", facts=ITEM.facts, reference_units=units)
+        reason = found("white cup. brown table. silver spoon. warm mood", other)
+        assert isinstance(reason, Missing)
+        assert reason.reason == Reason.NO_FACTS
+
+
 def test_what_says_nothing() -> None:
     assert found("...") == (Counts(0, 0, 0, 0, 4), Counts(0, 0, 0, 0, 3))
 

@@ -143,6 +143,17 @@ def test_a_metric_that_nothing_has() -> None:
     assert found.to_json()["arena"] == {"scores": {}, "plain": None, "length_controlled": None}
 
 
+def test_a_baseline_without_an_outcome_does_not_sink_the_others() -> None:
+    given = captions(**TWO)
+    given["elsewhere"] = [Rollout(item=BARE, caption="white cup")]  # shares no item with the others
+    for name in TWO:
+        given[name].append(Rollout(item=Item(id="dark"), caption=name))
+    given["unjudged"] = [Rollout(item=Item(id="dark"), caption="white cup")]  # shares one that has no reference
+    found = evaluated(given, metrics=["arena"], baselines=["bad", "elsewhere", "unjudged"])
+    assert found.arena is not None
+    assert found.arena.scores == {"good": {"bad": 2.0, "mean": 2.0}}
+
+
 def test_captioners_are_asked_the_same_whatever_their_groups() -> None:
     given = captions(x="white cup {}", y="white cup {}")
     given["y"] = [rollout.model_copy(update={"group": f"other{n}"}) for n, rollout in enumerate(given["y"])]

@@ -47,6 +47,7 @@ class Estimate:
 
     value: float
     low: float
+    """NaN for fewer than two images too, which cannot be resampled."""
     high: float
 
 
@@ -139,8 +140,8 @@ def agreement(
 
 
 def _draws(images: int, resamples: int, seed: int) -> Int:
-    if not images:
-        return np.zeros((resamples, 0), np.intp)
+    if images < 2:  # drawing one image again and again says nothing: no draws, so no number and no interval
+        return np.zeros((resamples, images), np.intp)
     return np.concatenate([*intervals.resamples(images, resamples, seed)]).astype(np.intp)
 
 

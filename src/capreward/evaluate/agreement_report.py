@@ -261,4 +261,4 @@ def _interval(estimate: Estimate, signed: bool = True) -> str:
     value, low, high = (
         f"{number:+.2f}" if signed else f"{number:.2f}" for number in (estimate.value, estimate.low, estimate.high)
     )
-    return f"{value} [{low} {high}]"
+    return value if math.isnan(estimate.low) else f"{value} [{low} {high}]"

@@ -166,18 +166,20 @@ def auto_scores(battles: Iterable[Battle], baselines: Sequence[str] = ()) -> dic
         baselines: whom to compare with; every captioner in turn when left out. A baseline has a score against the others.
 
     Raises:
-        InputError: a baseline that fought no battle.
+        InputError: a baseline that is in no battle.
     """
     balance: dict[str, dict[str, float]] = {}
+    fought = set()
     for battle in battles:
+        fought |= {battle.first, battle.second}
         if isinstance(battle.outcome, Missing):
             continue
         gain = POINTS[battle.outcome] - 0.5
         for name, other, won in ((battle.first, battle.second, gain), (battle.second, battle.first, -gain)):
             against = balance.setdefault(name, {})
             against[other] = against.get(other, 0.0) + won
-    if unknown := [name for name in baselines if name not in balance]:
-        raise InputError(f"baselines: got {unknown[0]!r}, expected one of {sorted(balance)}")
+    if unknown := [name for name in baselines if name not in fought]:
+        raise InputError(f"baselines: got {unknown[0]!r}, expected one of {sorted(fought)}")
     result = {}
     for name, against in balance.items():
         chosen = {other: score for other, score in against.items() if not baselines or other in baselines}

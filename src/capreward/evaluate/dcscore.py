@@ -95,7 +95,8 @@ def counts_of(item: Item, precision: Score | Missing, coverage: Score | Missing)
     which is matched to one fact. A relevant fact is covered if `Coverage` finds it, another if a statement is matched to it.
 
     Args:
-        item: the caption's, with labelled facts and without `reference_units`, which `Coverage` would look for instead.
+        item: the caption's, with labelled facts. Its `reference_units`, which `Coverage` would look for instead, have to be
+            the true and pointable facts, if there are any.
         precision: of ``Precision(judge, against="facts")``. The evidence of the other kinds does not tell what is true from
             what is pointable.
         coverage: of ``Coverage(judge)``.
@@ -112,17 +113,16 @@ def counts_of(item: Item, precision: Score | Missing, coverage: Score | Missing)
     if any("fact" not in statement for statement in statements):
         return Missing(Reason.NO_FACTS, f"item {item.id!r}: DCScore needs precision against labelled facts")
     units = coverage.evidence.get("units", ())
-    if any(unit["text"] not in oracle for unit in units):
+    pointable = {text for text, fact in oracle.items() if fact.pointable}
+    if units and {unit["text"] for unit in units} != pointable:
         return Missing(
             Reason.NO_FACTS, f"item {item.id!r}: DCScore needs coverage of its facts, not of reference units"
         )
     matched = [oracle[statement["fact"]] for statement in statements if statement["fact"] in oracle]
     elsewhere = {fact.text for fact in matched if not fact.pointable}
-    covered = sum(unit["probability"] >= STATED for unit in units)
-    relevant = sum(fact.pointable for fact in oracle.values())
+    covered = len({unit["text"] for unit in units if unit["probability"] >= STATED})  # a fact may have been given twice
     vague = sum(statement["verdict"] == "not pointable" for statement in statements)
-    pointable = sum(fact.pointable for fact in matched)
     return (
         Counts(len(statements), len(matched), 0, covered + len(elsewhere), len(oracle)),
-        Counts(len(statements) - vague, pointable, 0, covered, relevant),
+        Counts(len(statements) - vague, sum(fact.pointable for fact in matched), 0, covered, len(pointable)),
     )

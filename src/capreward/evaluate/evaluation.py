@@ -348,7 +348,8 @@ def _fight(
     plain, controlled = (
         arena.bradley_terry(battles, control_length=control, draws=draws, seed=seed) for control in (False, True)
     )
-    return Arena(battles, arena.auto_scores(battles, baselines), plain, controlled)
+    met = [name for name in baselines if any(name in (battle.first, battle.second) for battle in battles)]
+    return Arena(battles, arena.auto_scores(battles, met), plain, controlled)
 
 
 async def _outcomes(

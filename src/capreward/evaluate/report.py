@@ -61,8 +61,10 @@ def _print_arena(evaluation: Evaluation, console: Console) -> None:
         lines.add_row(_text(name), "-" if score is None else f"{score:+.1f}", *map(_text, strengths))
     console.print(f"Arena: {len(fought.battles):,} battles, {missing:,} missing", style="bold")
     console.print(lines)
-    effect, (low, high) = fought.length_controlled.length_effect, fought.length_controlled.length_interval or (0.0, 0.0)
-    console.print(f"A caption e times as long gains {effect:+.2f} [{low:+.2f}, {high:+.2f}] log odds.", markup=False)
+    effect, bounds = fought.length_controlled.length_effect, fought.length_controlled.length_interval
+    assert effect is not None
+    assert bounds is not None
+    console.print(f"A caption e times as long gains {_signed(effect, *bounds)} log odds.", markup=False)
 
 
 def figure(evaluation: Evaluation) -> Figure:
@@ -167,7 +169,12 @@ def _cell(metric: str, estimate: Estimate, apart: str) -> str:
 
 def _strength(strengths: Strengths, name: str) -> str:
     k = strengths.names.index(name)
-    return f"{strengths.strength[k]:+.2f} [{strengths.low[k]:+.2f}, {strengths.high[k]:+.2f}]"
+    return _signed(strengths.strength[k], strengths.low[k], strengths.high[k])
+
+
+def _signed(value: float, low: float, high: float) -> str:
+    bounds = "" if isnan(low) else f" [{low:+.2f}, {high:+.2f}]"
+    return f"{value:+.2f}{bounds}"
 
 
 def _missing(evaluation: Evaluation) -> list[str]:
