@@ -77,6 +77,18 @@ class TestPrint:
         assert "detail: side by side, 6 labels" in lines
         assert "short 6 -1.00 [-1.00 -1.00] +1.00 [+1.00 +1.00] -2.00 [-2.00 -2.00] -" in lines
 
+    def test_one_image_has_no_interval(self, tmp_path: Path) -> None:
+        rows = [{"item": {"id": "a"}, "caption": "word " * n, "labels": {"quality": -n}} for n in (1, 2)]
+        (tmp_path / "one.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        labels = read_labels(tmp_path / "one.jsonl")
+        console = Console(width=120, record=True)
+        suite = RewardSuite({"short": FakeComponent(lambda rollout: 1 / count_words(rollout.caption))})
+        result = measure(suite.score(labels.rollouts), labels, resamples=10)
+        print_agreement(result, console)
+        text = console.export_text()
+        assert "+1.00" in text
+        assert "nan" not in text
+
     def test_choices_show_accuracy(self, tmp_path: Path) -> None:
         keys = ("img", "caption1", "caption2", "source1", "source2", "winner", "ref")
         battles = [dict(zip(keys, (f"{n}", "a b", "a", "x", "y", "xxy"[n], "a"), strict=True)) for n in range(3)]

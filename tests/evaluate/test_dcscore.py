@@ -92,7 +92,11 @@ def test_counts_of_the_components_evidence() -> None:
 
 def test_a_fact_given_twice_counts_once() -> None:
     twice = Item(id="cup", facts=({"text": "white cup"}, *ITEM.facts))
-    assert found("white cup. warm mood", twice) == found("white cup. warm mood") == (Counts(2, 2, 0, 2, 4), Counts(1, 1, 0, 1, 3))
+    assert (
+        found("white cup. warm mood", twice)
+        == found("white cup. warm mood")
+        == (Counts(2, 2, 0, 2, 4), Counts(1, 1, 0, 1, 3))
+    )
 
 
 def test_units_have_to_be_the_relevant_facts() -> None:

@@ -67,6 +67,13 @@ def test_missing_is_a_dash_and_says_why() -> None:
     assert "Arena: none of 1 battles has an outcome" in said
 
 
+def test_one_item_has_no_intervals() -> None:
+    one = {name: [Rollout(item=ITEMS[0], caption=text)] for name, text in {"x": "a white cup", "y": "a dog"}.items()}
+    said = printed(evaluate_captions(one, FakeJudge(answer), metrics=["qa", "statistics", "arena"], draws=20))
+    assert "nan" not in said
+    assert "log odds." in said
+
+
 def test_figures(three: Evaluation) -> None:
     panels = figure(three).get_axes()
     assert [panel.get_title() for panel in panels] == ["prism", "words", "repetition", "meta_commentary", "distinct_2"]

@@ -60,6 +60,16 @@ class TestRows:
         assert [rollout.item.references for rollout in labels.rollouts] == [("A cup.",)] * 2
         assert list(labels.images) == ["cup", "cup"]
 
+    def test_a_given_item_takes_the_place_of_the_rows(self, write: Write) -> None:
+        rows = [{"item": item, "caption": "A dog.", "labels": {"quality": 1}} for item in (self.ITEM, "cup", self.ITEM)]
+        given = Item(id="cup", references=("A white cup.", "A mug."))
+        (rollout,) = read_labels(write("labels.jsonl", *rows), items=[given]).rollouts
+        assert rollout.item is given
+
+    def test_empty_lines_are_passed_over(self, write: Write) -> None:
+        row = {"item": self.ITEM, "caption": "A dog.", "labels": {"quality": 1.5}}
+        assert said(read_labels(write("labels.jsonl", "", row, " "))) == {"quality": [("rating", "A dog.", "1.5")]}
+
     @pytest.mark.parametrize(
         ("row", "message"),
         [
@@ -134,6 +144,19 @@ class TestImageInWords:
             assert axis.second is not None
             assert (axis.first.tolist(), axis.second.tolist()) == (list(range(0, 200, 2)), list(range(1, 200, 2)))
 
+    @pytest.mark.parametrize(
+        ("odd", "message"),
+        [
+            ({"objects": ["cup"]}, "objects: got 'cup', expected objects with a description"),
+            ({"objects": "cup"}, "objects: got 'cup', expected a list"),
+            ({"objects": [{"name": "cup"}]}, "objects: description: got None, expected a text"),
+            ({"iiw-human-sxs-iiw-p5b": "IIW"}, "iiw-human-sxs-iiw-p5b: got 'IIW', expected an object"),
+        ],
+    )
+    def test_unusable(self, write: Write, odd: Any, message: str) -> None:
+        with pytest.raises(InputError, match=f"data.jsonl, line 1: {message}"):
+            read_labels(write("data.jsonl", self.row(**odd)))
+
     def test_an_unknown_verdict(self, write: Write) -> None:
         path = write("data.jsonl", self.row(**{"iiw-human-sxs-iiw-p5b": {"metrics/Specificity": "IIW is better"}}))
         with pytest.raises(InputError, match="line 1: metrics/Specificity: got 'IIW is better', expected 'Neutral' or"):
@@ -169,6 +192,15 @@ class TestFlickr8k:
         write("Flickr8k.token.txt", *self.TOKENS)
         with pytest.raises(InputError, match=f"ExpertAnnotations.txt, {message}"):
             read_labels(write("ExpertAnnotations.txt", row))
+
+    def test_odd_text(self, write: Write) -> None:
+        """A mark inside a caption that is a line's end to some, an empty line; then bytes that are no UTF-8."""
+        tokens = write("Flickr8k.token.txt", *self.TOKENS, "odd.jpg#0\tA\u2028cup .", "")
+        path = write("ExpertAnnotations.txt", "cup.jpg\todd.jpg#0\t1\t1\t2", "")
+        assert read_labels(path).rollouts[0].caption == "A\u2028cup ."
+        tokens.write_bytes(b"odd.jpg#0\tcaf\xe9 .\n")
+        with pytest.raises(InputError, match=r"Flickr8k.token.txt: not UTF-8 text .*; expected 2 columns"):
+            read_labels(path)
 
     def test_without_the_captions(self, write: Write) -> None:
         with pytest.raises(InputError, match=r"Flickr8k.token.txt: no such file; the layout flickr8k-expert needs it"):

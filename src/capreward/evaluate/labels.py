@@ -159,8 +159,9 @@ def _rows(source: Path, builder: _Builder) -> None:
                 known = Item(**holder)
             except InputError as error:
                 raise InputError(f"{place}: {error}") from None
-            item = builder.items.setdefault(known.id, known)
-            if not item.same_as(known):
+            given = builder.given.get(known.id)
+            item = builder.items.setdefault(known.id, given or known)
+            if not given and not item.same_as(known):
                 raise InputError(f"{place}: item id {known.id!r} has come with other contents before")
         else:
             raise InputError(f"{place}: item: got {holder!r}, expected the fields of an item, or an id given before")
@@ -191,10 +192,14 @@ def _imageinwords(source: Path, builder: _Builder) -> None:
         if not isinstance(name, str):
             raise InputError(f"{place}: image/key: got {name!r}, expected the image's name")
         text = _field(place, row, "IIW", str)
-        parts = row.get("objects") or []
-        item = builder.item(place, name, [" ".join(part["description"].strip() for part in parts)])
+        parts = _field(place, {"objects": row.get("objects") or []}, "objects", list)
+        if wrong := [part for part in parts if not isinstance(part, dict)]:
+            raise InputError(f"{place}: objects: got {wrong[0]!r}, expected objects with a description")
+        described = [_field(f"{place}: objects", part, "description", str).strip() for part in parts]
+        item = builder.item(place, name, [" ".join(described)])
         metrics = {key: value for key, value in row.items() if key.startswith("metrics/")}
-        sides = {key.removeprefix("iiw-human-sxs-"): row[key] for key in row if key.startswith("iiw-human-sxs-")}
+        prefix = "iiw-human-sxs-"
+        sides = {key.removeprefix(prefix): _field(place, row, key, dict) for key in row if key.startswith(prefix)}
         if metrics:
             sides["docci"] = metrics
         for other, said in sides.items():
@@ -389,6 +394,8 @@ def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             place = f"{path}, line {number}"
+            if not line.strip():
+                continue
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:
@@ -401,8 +408,14 @@ def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def _tabbed(path: Path, columns: int) -> Iterator[tuple[str, list[str]]]:
     if not path.is_file():
         raise InputError(f"{path}: no such file; the layout flickr8k-expert needs it")
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines() would cut captions at other marks too
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text ({error}); expected {columns} columns with tabs between") from None
+    for number, line in enumerate(lines, 1):
         cells = line.strip().split("\t")
+        if cells == [""]:
+            continue
         if len(cells) != columns:
             raise InputError(f"{path}, line {number}: got {len(cells)} columns, expected {columns} with tabs between")
         yield f"{path}, line {number}", cells
@@ -410,7 +423,8 @@ def _tabbed(path: Path, columns: int) -> Iterator[tuple[str, list[str]]]:
 
 def _field(place: str, row: Mapping[str, Any], name: str, kind: type[Any]) -> Any:
     if not isinstance(value := row.get(name), kind):
-        raise InputError(f"{place}: {name}: got {value!r}, expected {'a text' if kind is str else 'an object'}")
+        expected = "a text" if kind is str else "a list" if kind is list else "an object"
+        raise InputError(f"{place}: {name}: got {value!r}, expected {expected}")
     return value
 
 
