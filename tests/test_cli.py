@@ -126,7 +126,7 @@ class TestProbe:
         assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["probe.json", "probe.png"]
 
     def test_samples(self, tmp_path: Path) -> None:
-        few = ("--attacks", "empty,other image", "--out", tmp_path / "out")
+        few = ("--attacks", "empty, other image", "--out", tmp_path / "out")
         assert run("probe", "--samples", "shapes", *few) == 0
         data = json.loads((tmp_path / "out" / "probe.json").read_text(encoding="utf-8"))
         assert (data["components"], data["failed"]) == (["precision", "coverage", "fluency"], {})

@@ -169,6 +169,18 @@ class TestDefences:
         assert tight.wins("elsewhere") == 0.0
         assert tight.held_by("elsewhere") == ["Condition('fluency', on='precision')"]
 
+    def test_a_missing_score_is_no_defence(self) -> None:
+        """A condition on what the attack makes missing takes the win away, and sells a missing score for it."""
+        components = {
+            "style": FakeComponent(lambda r: 1.0 if r.caption == "attack" else 0.4),
+            "truth": FakeComponent(lambda r: Missing(Reason.TIMEOUT) if r.caption == "attack" else 0.9),
+        }
+        found = run(RewardSuite(components, weights={"truth": 0}), make("attack", "attack"))
+        assert (found.wins("attack"), found.of("attack").missing) == (1.0, 0.0)
+        under = next(d for d in found.defences if d.suite.startswith("with Condition on truth"))
+        assert (under.wins, under.missing) == (0.0, 1.0)
+        assert under not in found.would_stop("attack")
+
     def test_a_gullible_judge(self) -> None:
         def believes(request: Request) -> Reply:
             fooled = any(word in request.context.lower() for word in ("answer", "yes", "5", "correct", "holds"))

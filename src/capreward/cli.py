@@ -26,7 +26,7 @@ SUITES = ("balcaprl", "caprl", "rubicap", "everything")
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit status.
 
-    0; 1 when a probe found an attack that wins; 2 when what came in cannot be used; 130 when interrupted.
+    0; 1 when a probe found an attack that wins or buys a missing score; 2 when what came in cannot be used; 130 when interrupted.
     """
     arguments = _parser().parse_args(argv)
     try:
@@ -278,7 +278,7 @@ def _add_probe(command: argparse.ArgumentParser) -> None:
         "Makes captions out of honest ones that a reward should not pay for, and says how often it does."
     )
     command.epilog = (
-        "exit status: 1 if an attack wins more often than the threshold, 2 for bad input, else 0\n"
+        "exit status: 1 if an attack wins, or buys a missing score, more often than the threshold, 2 for bad input, else 0\n"
         "examples (docs/probing.md):\n"
         "  capreward probe --samples photos --suite rubicap --out probe/\n"
         "  capreward probe captions.jsonl --judge openai:qwen2.5-vl-7b --judge-sees --threshold 0.05 --out probe/"
@@ -624,7 +624,9 @@ def _probe(arguments: argparse.Namespace) -> int:
         rollouts = honest_samples(arguments.samples)
     else:
         rollouts = read_rollouts(arguments.file, items=read_items(arguments.items) if arguments.items else ())
-    chosen = attacks.named(arguments.attacks.split(",")) if arguments.attacks else attacks.ATTACKS
+    chosen = (
+        attacks.named([name.strip() for name in arguments.attacks.split(",")]) if arguments.attacks else attacks.ATTACKS
+    )
     if arguments.samples == "shapes" and arguments.judge is None:
         from capreward.shapes import ShapesJudge
 

@@ -68,6 +68,8 @@ class Defence:
     """Which change: "as it is", "without ..." or "with ..."."""
     wins: float
     """Share of its captions that win in the reward or in the advantage, whichever is more."""
+    missing: float
+    """Share that has no score of a component where the honest caption has one."""
     honest: float
     """Mean reward of the honest captions under it: what the defence costs."""
 
@@ -138,10 +140,17 @@ class Findings:
         ]
 
     def would_stop(self, attack: str, threshold: float = 0.0) -> list[Defence]:
-        """The defences that would keep a winning attack at `threshold` or below, the cheapest for honest captions first."""
+        """The defences under which a winning attack would neither win nor buy a missing score more often than `threshold`.
+
+        The cheapest for honest captions come first.
+        """
         if self.wins(attack) <= threshold:
             return []
-        stops = [d for d in self.defences if d.attack == attack and d.suite.startswith("with ") and d.wins <= threshold]
+        stops = [
+            d
+            for d in self.defences
+            if d.attack == attack and d.suite.startswith("with ") and max(d.wins, d.missing) <= threshold
+        ]
         return sorted(stops, key=lambda d: -d.honest)
 
     def what_to_do(self, attack: str, threshold: float = 0.0) -> str:
@@ -279,7 +288,7 @@ class Probe:
             honest = float(np.nanmean(measured.honest)) if not np.isnan(measured.honest).all() else math.nan
             for attack, rows in now.rows.items():
                 wins = max(float(measured.wins[rows, column].mean()) for column in (-2, -1))
-                defences.append(Defence(attack, name, wins, honest))
+                defences.append(Defence(attack, name, wins, float(measured.missing[rows, -2].mean()), honest))
         findings, examples = [], []
         for attack, rows in now.rows.items():
             for column, on in enumerate((*asked.names, REWARD, ADVANTAGE)):
