@@ -111,6 +111,15 @@ class TestArithmetic:
         assert found.failed(0.99) == ["attack"]
         assert "buys a missing score" in found.what_to_do("attack")
 
+    def test_a_missing_score_fails_without_a_win(self) -> None:
+        suite = RewardSuite(
+            {"fake": FakeComponent(lambda r: Missing(Reason.TIMEOUT) if r.caption == "attack" else 0.5)}
+        )
+        found = run(suite, make("attack", "attack"))
+        assert (found.wins("attack"), found.of("attack").missing) == (0.0, 1.0)
+        assert found.failed() == ["attack"]
+        assert found.what_to_do("attack") == "it buys a missing score: repair the judge, or set max_length"
+
     def test_the_advantage_is_that_of_a_group_with_one_attack(self) -> None:
         found = run(pays(self.SCORES.__getitem__), make("attack", "attack"), rollouts=self.ROLLOUTS)
         peers = [["a", "b"]] * 2 + [["c", "d", "e"]] * 3
@@ -148,10 +157,17 @@ class TestDefences:
     def test_the_edge_of_the_band_still_pays(self) -> None:
         guarded = run(pays(by_length, gates=[LengthMask("fake", low=0)]))
         assert guarded.wins("padding to the band") == 1.0
+        assert guarded.held_by("padding to the band") == []
 
     def test_max_length(self) -> None:
         assert run(pays(by_length, max_length=200)).held_by("very long") == ["max_length=200"]
         assert any(d.suite.startswith("with max_length=") for d in run(pays(by_length)).would_stop("very long"))
+
+    def test_the_cheapest_for_honest_captions_comes_first(self) -> None:
+        found = run(pays(by_length), more={"a loose mask": [LengthMask("fake", low=0)]})
+        stops = found.would_stop("very long")
+        assert [d.suite for d in stops[1:]] == ["with a loose mask", "with LengthMask on every component"]
+        assert stops[1].honest > stops[2].honest
 
     def test_a_condition(self) -> None:
         judge = ShapesJudge()

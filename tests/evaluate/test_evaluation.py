@@ -12,6 +12,7 @@ from capreward import Coverage, Fluency, Item, Missing, Precision, Reason, Rewar
 from capreward.errors import InputError
 from capreward.evaluate import Evaluation, evaluate_captions
 from capreward.evaluate.evaluation import METRICS, OF_MEANS
+from capreward.judges import Task
 
 ITEMS = [
     Item(
@@ -132,6 +133,19 @@ def test_missing_is_not_zero() -> None:
     row = list(found.to_rows())[1]
     assert row["metrics"]["prism"] is None
     assert row["missing"]["prism"] == "timeout: late"
+
+
+def test_captions_with_two_of_three_scores_are_not_in_the_interval_either() -> None:
+    """The caption without a precision covers nothing; the others are all alike."""
+    given = captions(good=TWO["good"])
+    given["good"][1] = Rollout(item=ITEMS[1], caption="red cup")
+    late = Missing(Reason.TIMEOUT, "late")
+    judge = FakeJudge(lambda r: late if (r.task, r.context) == (Task.EXTRACT, "red cup") else answer(r))
+    found = evaluated(given, judge, metrics=["bcapscore"])
+    whole = found.estimates["good"][OF_MEANS]
+    assert (found.estimates["good"]["coverage"].missing, whole.missing) == (0, 1)
+    assert whole.low == pytest.approx(whole.mean)
+    assert whole.high == pytest.approx(whole.mean)
 
 
 def test_a_metric_that_nothing_has() -> None:

@@ -248,7 +248,8 @@ class TestPascal50s:
             pairs[0, n] = ("x.jpg", *texts)
             for vote in range(48):
                 winner = 1 if vote < winners[n] else -1
-                triplets[0, 48 * n + vote] = (cells(f"Reference {n} {vote} ."), *map(cells, texts), winner)
+                shown, won = (texts[::-1], -winner) if vote % 2 else (texts, winner)  # either may come first
+                triplets[0, 48 * n + vote] = (cells(f"Reference {n} {vote} ."), *map(cells, shown), won)
         savemat(folder / "pair_pascal.mat", {"new_input": pairs, "category": [[category, 1]]})
         savemat(folder / "consensus_pascal.mat", {"triplets": triplets})
 
@@ -325,6 +326,10 @@ class TestFirst:
             assert axis.label.tolist() == of_all.label[:3].tolist()
             assert axis.second is not None
             assert axis.second.tolist() == [1, 3, 5]
+
+    def test_an_axis_without_a_label_is_gone(self, write: Write) -> None:
+        rows = [{"item": {"id": axis}, "caption": "A cup.", "labels": {axis: 1}} for axis in ("detail", "style")]
+        assert [axis.name for axis in read_labels(write("labels.jsonl", *rows)).first(1).axes] == ["detail"]
 
 
 class TestErrors:
