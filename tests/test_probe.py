@@ -154,6 +154,13 @@ class TestDefences:
         assert "stops it (honest captions" in open_.what_to_do("very long")
         assert open_.paid_by("very long") == "fake"
 
+    def test_gates_that_are_described_alike_are_tried_one_by_one(self) -> None:
+        gates = [LengthMask("fake", low=0, high=high) for high in (2.0, 100.0)]
+        guarded = run(pays(by_length, gates=gates), *named(["very long"]))
+        assert guarded.held_by("very long") == ["LengthMask('fake')"]
+        other = run(pays(by_length, gates=gates[::-1]), *named(["very long"]))
+        assert other.held_by("very long") == ["LengthMask('fake') #2"]
+
     def test_the_edge_of_the_band_still_pays(self) -> None:
         guarded = run(pays(by_length, gates=[LengthMask("fake", low=0)]))
         assert guarded.wins("padding to the band") == 1.0

@@ -211,7 +211,7 @@ class Probe:
         more: defences to try, by what to call them, beside those that `trials` adds.
 
     Raises:
-        InputError: no rollout with a caption, no attack, or two rollouts with one id.
+        InputError: no rollout with a caption, no attack, or fewer than one text to inject.
     """
 
     def __init__(
@@ -258,6 +258,7 @@ class Probe:
 
         Raises:
             ComponentError: a component broke its contract.
+            InputError: two honest rollouts of one id, or two attacks of one name and variant.
             TooManyMissingError: no honest caption has a score, or more is missing than the suite's `max_missing` allows.
         """
         attacked = self.attacked()
@@ -334,11 +335,16 @@ class Probe:
         """
         own, limit, names = self.suite.gates, self.suite.max_length, self.suite.names
         trials: dict[str, tuple[Sequence[Gate], int | None]] = {AS_IT_IS: (own, limit)}
-        for gate in own:
-            trials[f"without {describe(gate)}"] = ([other for other in own if other is not gate], limit)
+        described = [describe(gate) for gate in own]
+        for place, gate in enumerate(own):
+            nth = described[: place + 1].count(described[place])
+            again = f" #{nth}" if nth > 1 else ""  # two that are described alike are tried one by one
+            rest = [other for other in own if other is not gate]
+            trials[f"without {described[place]}{again}"] = (rest, limit)
             if isinstance(gate, LengthMask) and gate.low > 0:
                 open_ = LengthMask(gate.target, low=0, high=gate.high, count=gate.count)
-                trials[f"with {describe(gate)[:-1]}, low=0)"] = ([open_ if o is gate else o for o in own], limit)
+                with_open = [open_ if other is gate else other for other in own]
+                trials[f"with {described[place][:-1]}, low=0){again}"] = (with_open, limit)
         if limit is not None:
             trials[f"without max_length={limit}"] = (own, None)
         else:
