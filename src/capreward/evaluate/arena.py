@@ -224,7 +224,8 @@ def bradley_terry(
     Args:
         battles: those whose outcome is Missing are left out, and counted.
         control_length: estimate and take out the effect of length.
-        ridge: 0 for plain maximum likelihood.
+        ridge: 0 for plain maximum likelihood. Then a resample may have no maximum although all battles together have one: its
+            strengths are as large as the fit's tolerance lets them become, or the fit does not end. Use ``draws=0`` with it.
         draws: resamples of the items for the intervals, refitted each; 0 for none.
         seed: of the resampling.
 
