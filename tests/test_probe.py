@@ -120,6 +120,14 @@ class TestArithmetic:
         assert found.failed() == ["attack"]
         assert found.what_to_do("attack") == "it buys a missing score: repair the judge, or set max_length"
 
+    def test_an_honest_caption_without_a_score_waters_nothing_down(self) -> None:
+        def score(rollout: Rollout) -> float | Missing:
+            return Missing(Reason.SERVER) if rollout.caption in "bcde" else self.SCORES[rollout.caption]
+
+        suite = RewardSuite({"fake": FakeComponent(score)})
+        total = run(suite, make("attack", "attack"), rollouts=self.ROLLOUTS).of("attack")
+        assert (total.captions, total.wins, total.missing) == (5, 1.0, 0.0)  # over a, the only one that has a score
+
     def test_the_advantage_is_that_of_a_group_with_one_attack(self) -> None:
         found = run(pays(self.SCORES.__getitem__), make("attack", "attack"), rollouts=self.ROLLOUTS)
         peers = [["a", "b"]] * 2 + [["c", "d", "e"]] * 3

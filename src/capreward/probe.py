@@ -46,6 +46,7 @@ class Finding:
     on: str
     """A component's name, "reward" or "advantage"."""
     captions: int
+    """Made by the attack. The shares below are of those whose honest caption has a score; 0 where none has."""
     wins: float
     """Share of its captions that score above the honest caption they were made of, and above their group's mean."""
     ties: float
@@ -288,8 +289,8 @@ class Probe:
             measured = now if name == AS_IT_IS else gated(gates, limit)
             honest = float(np.nanmean(measured.honest)) if not np.isnan(measured.honest).all() else math.nan
             for attack, rows in now.rows.items():
-                wins = max(float(measured.wins[rows, column].mean()) for column in (-2, -1))
-                defences.append(Defence(attack, name, wins, float(measured.missing[rows, -2].mean()), honest))
+                wins = max(measured.share(measured.wins, rows, column) for column in (-2, -1))
+                defences.append(Defence(attack, name, wins, measured.share(measured.missing, rows, -2), honest))
         findings, examples = [], []
         for attack, rows in now.rows.items():
             for column, on in enumerate((*asked.names, REWARD, ADVANTAGE)):
@@ -299,9 +300,9 @@ class Probe:
                         attack=attack,
                         on=on,
                         captions=len(rows),
-                        wins=float(now.wins[rows, column].mean()),
-                        ties=float((np.abs(leads) <= TIE).mean()),
-                        missing=float(now.missing[rows, column].mean()),
+                        wins=now.share(now.wins, rows, column),
+                        ties=now.share(np.abs(now.leads) <= TIE, rows, column),
+                        missing=now.share(now.missing, rows, column),
                         margin=float(np.nanmean(leads)) if not np.isnan(leads).all() else math.nan,
                         **dict(zip(("low", "high"), bootstrap.interval(leads, rows), strict=True)),
                     )
@@ -459,6 +460,11 @@ class _Measured:
             self.wins[row] = (leads[own] > TIE) & (above > TIE)
             bought = np.isnan(mine) & ~np.isnan(theirs[own])
             self.missing[row] = [*bought, *[(bought & counted).any()] * 2]
+
+    def share(self, what: NDArray[np.bool_], rows: Sequence[int], column: int) -> float:
+        """Of the attacks in `rows` whose honest caption has a score; a judge that is down must not water down a win."""
+        compared = ~np.isnan(self.leads[rows, column]) | self.missing[rows, column]
+        return float(what[rows, column][compared].mean()) if compared.any() else 0.0
 
     def _advantages(self, table: ScoreTable, peers: Sequence[Sequence[int]], start: int) -> list[Float]:
         """Of each attack, its lead in advantage over each of its peers, in a batch of such groups."""
