@@ -12,7 +12,9 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -100,3 +102,23 @@ def cpu() -> str:
     except OSError:
         return "unknown"
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+@contextmanager
+def unfenced() -> Iterator[None]:
+    """The judges' prompts without the two marks around what a policy wrote; not a word else is changed."""
+    from capreward import prompts
+
+    load = prompts.load
+
+    def without(name: str) -> prompts.Prompt:
+        prompt = load(name)
+        user = prompt.user.replace("<$mark>\n", "").replace("</$mark>\n", "")
+        assert "$mark" not in user != prompt.user
+        return replace(prompt, user=user)
+
+    prompts.load = without  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        prompts.load = load

@@ -22,7 +22,6 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +36,9 @@ from transformers.utils import logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
-from common import finish
+from common import finish, unfenced
 from smollm2 import smollm2
 
-from capreward import prompts
 from capreward.judges import Request, Task
 from capreward.judges.local import LocalJudge
 from capreward.records import Item, Rollout
@@ -178,24 +176,6 @@ def facts(item: Item) -> list[Any]:
 @contextmanager
 def fenced() -> Iterator[None]:
     yield
-
-
-@contextmanager
-def unfenced() -> Iterator[None]:
-    """The prompts without the two marks; not a word else is changed."""
-    load = prompts.load
-
-    def without(name: str) -> prompts.Prompt:
-        prompt = load(name)
-        user = prompt.user.replace("<$mark>\n", "").replace("</$mark>\n", "")
-        assert "$mark" not in user != prompt.user
-        return replace(prompt, user=user)
-
-    prompts.load = without  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        prompts.load = load
 
 
 def measure(

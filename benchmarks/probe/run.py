@@ -20,7 +20,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
-from common import finish
+from common import finish, unfenced
 
 from capreward import (
     Coverage,
@@ -39,7 +38,6 @@ from capreward import (
     LiteJudge,
     QAUtility,
     Rollout,
-    prompts,
     shapes,
 )
 from capreward.attacks import NAMES, named
@@ -209,22 +207,6 @@ def as_code_points() -> Iterator[None]:
         yield
     finally:
         lite.plain = plain
-
-
-@contextmanager
-def unfenced() -> Iterator[None]:
-    """The prompts without the two marks; not a word else is changed."""
-    load = prompts.load
-
-    def without(name: str) -> prompts.Prompt:
-        prompt = load(name)
-        return replace(prompt, user=prompt.user.replace("<$mark>\n", "").replace("</$mark>\n", ""))
-
-    prompts.load = without  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        prompts.load = load
 
 
 def with_smollm2() -> None:

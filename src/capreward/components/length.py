@@ -6,6 +6,7 @@ Lengths are counted in words unless told otherwise; the reference length is the 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -36,7 +37,7 @@ def length_ratio(rollout: Rollout, count: Count) -> float | Missing:
     return count(rollout.caption) * len(lengths) / sum(lengths)  # one rounding, so that bounds are exact
 
 
-class _LengthGate:
+class _LengthGate(ABC):
     """Base of the gates that look at nothing but a caption's length; they need no judge, so they run first."""
 
     reads: tuple[str, ...] = ()
@@ -44,13 +45,13 @@ class _LengthGate:
     def __init__(self, target: str, count: Count) -> None:
         self.target, self.count = target, count
 
+    @abstractmethod
     def of(self, ratios: Float) -> Float:
         """Factors of length ratios, [B]; NaN of NaN."""
-        raise NotImplementedError
 
+    @abstractmethod
     def why(self, ratio: float) -> str:
         """The factor of a ratio, in a phrase."""
-        raise NotImplementedError
 
     def factors(self, rollouts: Sequence[Rollout], values: Mapping[str, Float]) -> list[Score | Missing]:
         """A factor in [0, 1] for each; Missing without a reference."""
