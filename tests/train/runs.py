@@ -14,6 +14,7 @@ from fakes import FakeComponent
 from PIL import Image
 
 from capreward import Item, RewardSuite, Rollout
+from capreward.advantage import Estimator
 from capreward.train.config import TrainConfig
 from capreward.train.loop import Trainer
 from capreward.train.policy import Policy
@@ -75,11 +76,13 @@ def trainer(
     on: Sequence[Item] | None = None,
     held_out: Sequence[Item] = (),
     kind: type[Trainer] = Trainer,
+    by: Estimator | None = None,
     **changes: Any,
 ) -> Trainer:
     """A run of `config(out, **changes)`."""
     settings = config(out, **changes)
-    return kind(settings, policy(settings), reward or suite(), items() if on is None else on, held_out=held_out)
+    on = items() if on is None else on
+    return kind(settings, policy(settings), reward or suite(), on, held_out=held_out, estimator=by)
 
 
 def rows(path: Path) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from fakes import FakeComponent
 from safetensors.torch import load_file
 
 from capreward import Fluency, Item, Missing, Reason, Rollout, Score
+from capreward.advantage import gdpo
 from capreward.errors import InputError, NonFiniteError, TooManyMissingError
 from capreward.judges.fake import FunctionJudge
 from capreward.ledger import Ledger, LedgerWriter
@@ -58,7 +59,7 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 NUMBERS = {"loss", "gradient_norm", "learning_rate", "clip_fraction", "kl", "entropy", "tokens", "length", "truncated"}
 NUMBERS |= {"step", "total", "skipped", "tokens_per_second"}
 NUMBERS |= {f"seconds/{phase}" for phase in ("generate", "reference", "score", "update")}
-OF_A_COMPONENT = ("raw", "value", "missing", "gated", "varies", "advantage_share")
+OF_A_COMPONENT = ("raw", "value", "missing", "gated", "varies", "spread", "grpo", "gdpo", "advantage_share")
 
 
 class TestTraining:
@@ -301,6 +302,43 @@ class TestScoring:
             assert scores.any()
             np.testing.assert_allclose(group.advantages, scores - scores.mean(), rtol=1e-6)
 
+    def test_an_estimator_in_place_of_the_config_s(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        given: list[Any] = []
+
+        def upside_down(values: Any, groups: Any, weights: Any = None) -> Any:
+            given.append((values, groups, weights))
+            return -gdpo(values, groups, weights)
+
+        def taught(**options: Any) -> list[float]:
+            made = runs.trainer(tmp_path / f"{len(options)}", steps=1, **options)
+            monkeypatch.setattr(made, "_update", lambda groups: {"tokens": 1.0, "length": taught_by(groups)})
+            made.train()
+            return found.pop()
+
+        def taught_by(groups: Sequence[loop.Group]) -> float:
+            found.append([a for group in groups for a in group.advantages.tolist()])
+            return 0.0
+
+        found: list[list[float]] = []
+        usual = taught()
+        assert any(usual)
+        assert taught(by=upside_down) == [-a for a in usual]
+        assert len(given) == 1
+
+    @pytest.mark.parametrize(("parts", "sizes"), [(1, [4]), (2, [2, 2]), (3, [2, 2]), (4, [1, 1, 1, 1])])
+    def test_parts_of_a_batch(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: int, sizes: list[int]
+    ) -> None:
+        sample, seen = Trainer._sample, []
+
+        def counts(self: Trainer, on: Sequence[Item], uniforms: torch.Tensor) -> Any:
+            seen.append(len(on))
+            return sample(self, on, uniforms)
+
+        monkeypatch.setattr(Trainer, "_sample", counts)
+        runs.trainer(tmp_path, groups=4, parts=parts, steps=1).train()
+        assert seen == sizes
+
     def test_an_item_twice_in_a_batch(self, tmp_path: Path) -> None:
         runs.trainer(tmp_path, on=runs.items(1), groups=3, steps=1).train()
         groups = {row["group"] for row in runs.rows(tmp_path / "samples.jsonl")}
@@ -512,6 +550,14 @@ class TestTrainer:
         assert [rollout.item.id for rollout in rollouts] == [f"item {n}" for n in range(10)]
         np.testing.assert_array_equal(table.values, again.values)
         assert len({rollout.caption for rollout in rollouts}) > 5
+
+    def test_evaluate_by_another_suite(self, tmp_path: Path) -> None:
+        made = runs.trainer(tmp_path)
+        length = FakeComponent(lambda rollout: min(1.0, len(rollout.caption) / 100))
+        table, rollouts = made.evaluate(runs.items(4), runs.suite(components={"length": length}))
+        assert table.names == ("length",)
+        assert table.values[:, 0].tolist() == [min(1.0, len(rollout.caption) / 100) for rollout in rollouts]
+        assert made.evaluate(runs.items(4))[0].names == made.suite.names != table.names
 
     def test_evaluate_nothing(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="items: got none"):

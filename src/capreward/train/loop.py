@@ -34,6 +34,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from tqdm.auto import tqdm
 
 from capreward import prefix
+from capreward.advantage import Estimator
 from capreward.data import write_rows
 from capreward.errors import InputError, NonFiniteError, TooManyMissingError
 from capreward.ledger import LedgerWriter
@@ -89,6 +90,7 @@ class Trainer:
         suite: the reward.
         items: with images, and with what the suite's components need.
         held_out: items on which `evaluate` is called before and after.
+        estimator: a function like those of `capreward.advantage`, in place of the one that `config` names.
 
     Raises:
         InputError: no items, a number of groups that the processes cannot share equally, or a KL without a reference.
@@ -102,6 +104,7 @@ class Trainer:
         items: Sequence[Item],
         *,
         held_out: Sequence[Item] = (),
+        estimator: Estimator | None = None,
     ) -> None:
         on_gpu = torch.cuda.is_available()
         self.accelerator = accelerate.Accelerator(
@@ -118,6 +121,7 @@ class Trainer:
         if config.kl and not policy.has_reference:
             raise InputError(f"kl: got {config.kl} with a policy that kept no reference; build it with reference=True")
         self.config, self.suite, self.items, self.held_out = config, suite, list(items), list(held_out)
+        self.estimator = estimator or config.estimator
         if config.gradient_checkpointing:
             _enable_checkpointing(policy.model)
         self.sharded = self._prepare_sharding(policy)
@@ -183,8 +187,12 @@ class Trainer:
             first = self.accelerator.is_main_process
             return LedgerWriter(folder, writer=rank, positions=positions if first else None)
 
-    def evaluate(self, items: Sequence[Item]) -> tuple[ScoreTable, list[Rollout]]:
+    def evaluate(self, items: Sequence[Item], suite: RewardSuite | None = None) -> tuple[ScoreTable, list[Rollout]]:
         """Sample one caption of each item and score it; the same random numbers each time.
+
+        Args:
+            items: at least one.
+            suite: what scores them; the one that is trained on when left out.
 
         Raises:
             InputError: no items.
@@ -209,7 +217,7 @@ class Trainer:
         outcome: list[ScoreTable | Exception | None] = [None]
         if self.accelerator.is_main_process:
             try:
-                outcome = [self.suite.score(every)]
+                outcome = [(suite or self.suite).score(every)]
             except Exception as error:  # noqa: BLE001  # the other processes wait, and have to hear of it
                 outcome = [error]
         broadcast_object_list(outcome)
@@ -238,7 +246,7 @@ class Trainer:
         rollouts = (rollout for group in groups for rollout in group.rollouts)
         for part_table in tables:
             self.ledger.write(self.suite, part_table, list(islice(rollouts, len(part_table))))
-        advantages = table.advantages(self.config.estimator)
+        advantages = table.advantages(self.estimator)
         by_id = dict(zip(table.ids, advantages.tolist(), strict=True))
         for group in groups:
             mine = [by_id[str(rollout.id)] for rollout in group.rollouts]
@@ -266,8 +274,7 @@ class Trainer:
         batch = list(enumerate(self._batch(self.step)))[rank::world]
         groups: list[Group] = []
         parts: list[Future[ScoreTable]] = []
-        # Two parts at least, so that the first is scored while the second is sampled.
-        for part in _parts(batch, min(SAMPLED_TOGETHER // config.group_size, -(-len(batch) // 2))):
+        for part in _parts(batch, min(SAMPLED_TOGETHER // config.group_size, -(-len(batch) // config.parts))):
             with self.clock.phase("generate"):
                 uniforms = torch.stack([self._uniforms(1, self.step, n, size=config.group_size) for n, _ in part])
                 prompts, sampled = self._sample([item for _, item in part], uniforms)
