@@ -120,15 +120,26 @@ def test_likert_is_flattered_where_the_others_are_not() -> None:
 
 @given(st.integers(0, 50), st.integers(0, 50))
 def test_precision_against_the_facts_is_precision_against_the_picture(seen: int, told: int) -> None:
+    assert_facts_are_the_picture(item(scene(seen), "seen"), caption(scene(told)))
+
+
+@pytest.mark.parametrize(("seen", "told"), [(9, 9), (7, 3), (3, 7), (5, 6)])
+def test_so_it_is_for_scenes_of_any_size(seen: int, told: int) -> None:
+    made, other = scene(0, fewest=seen, most=seen), scene(1, fewest=told, most=told)
+    assert_facts_are_the_picture(item(made, "seen"), caption(made))
+    assert_facts_are_the_picture(item(made, "seen"), caption(other))
+
+
+def assert_facts_are_the_picture(made: Item, text: str) -> None:
     judge = ShapesJudge()
     suite = RewardSuite({"image": Precision(judge), "facts": Precision(judge, against="facts")})
-    rollout = Rollout(item=item(scene(seen), "seen"), caption=caption(scene(told)))
-    image, facts = suite.score([rollout]).raw[0]
+    image, facts = suite.score([Rollout(item=made, caption=text)]).raw[0]
     assert image == facts
 
 
 def test_complete_captions_score_full_marks_on_every_scene() -> None:
-    rollouts = [Rollout(item=made, caption=text) for made in items(20) for text in made.references]
+    made = [*items(20), *items(10, fewest=5, most=9)]
+    rollouts = [Rollout(item=one, caption=text) for one in made for text in one.references]
     table = RewardSuite(components()).score(rollouts)
     assert (table.raw == 1).all()
 

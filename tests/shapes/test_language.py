@@ -1,12 +1,26 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, strategies as st
 
+from capreward.errors import InputError
 from capreward.shapes import Claim, Kind, Scene, Thing, caption, claims, items, scene, scene_of
-from capreward.shapes.language import COMMENTARY, facts, item, questions, said, sentences, truths, units
+from capreward.shapes.language import (
+    COMMENTARY,
+    COUNTS,
+    MORE_COUNTS,
+    count_of,
+    facts,
+    item,
+    questions,
+    said,
+    sentences,
+    truths,
+    units,
+)
 
 SCENE = Scene(
     things=(
@@ -14,7 +28,9 @@ SCENE = Scene(
         Thing(colour="blue", shape="cross", size="small", cell="right"),
     )
 )
-SCENES = st.builds(scene, st.integers())
+SCENES = st.one_of(
+    st.builds(scene, st.integers()), st.builds(lambda seed: scene(seed, fewest=2, most=9), st.integers())
+)
 WORDS = (
     "a the there is are red blue circle cross large at top left right of above and two things scene . , ; 🙂 x".split()
 )
@@ -125,9 +141,16 @@ def test_questions_have_four_options_and_the_right_one_is_a_claim(made: Scene) -
     asked = questions(made, random.Random(0))
     assert len(asked) == 4 * len(made.things) + 1
     for question in asked:
-        assert len(question.options) == 4
+        assert len(set(question.options)) == 4
     where = [question for question in asked if question.kind == "place"]
     assert [question.options[question.answer] for question in where] == [f"at the {t.cell}" for t in made.things]
+    assert f"There are {asked[-1].options[asked[-1].answer]} things." == count_of(made)
+
+
+def test_where_a_thing_is_cannot_be_guessed_from_the_wrong_options_of_a_large_scene() -> None:
+    asked = questions(scene(0, fewest=9, most=9), random.Random(0))
+    wrong = [set(question.options) for question in asked if question.kind == "place"]
+    assert len(set.union(*wrong[:3])) > 4  # not the same three cells each time
 
 
 def test_a_question_is_hard_when_another_thing_has_the_wrong_option() -> None:
@@ -147,6 +170,36 @@ def test_an_item_has_everything() -> None:
     assert [criterion.weight for criterion in made.rubric] == [2, 3, 1, 2, 3, 1, 2]
     assert isinstance(made.image, bytes)
     assert scene_of(made.image) == SCENE
+
+
+@pytest.mark.parametrize("count", range(2, 10))
+def test_a_scene_of_any_size_holds_its_true_count(count: int) -> None:
+    made = scene(0, fewest=count, most=count)
+    word = (*COUNTS, *MORE_COUNTS)[count - 2]
+    counts = [fact for fact in facts(made) if fact.text.startswith("there are ")]
+    assert count_of(made) == f"There are {word} things."
+    assert [fact.text for fact in counts if fact.true] == [f"there are {word} things"]
+    assert len(counts) == (4 if count <= 5 else 8)
+    assert len(units(made)) == 1 + 3 * count
+    assert units(made)[0] == Claim(Kind.COUNT, value=word)
+
+
+@pytest.mark.parametrize(("count", "related"), [(2, 1), (4, 6), (5, 4), (9, 8)])
+def test_the_second_reference_relates_each_two_of_four_things_and_neighbours_of_more(count: int, related: int) -> None:
+    made = scene(1, fewest=count, most=count)
+    told = claims(item(made, "one").references[1])
+    pairs = {frozenset((claim.subject, claim.other)) for claim in told if claim.kind is Kind.RELATION}
+    names = [thing.name for thing in made.things]
+    assert truths(made).issuperset(told)
+    assert len(pairs) == related
+    assert all(frozenset(pair) in pairs for pair in pairwise(names))
+
+
+def test_items_of_other_sizes_have_other_ids() -> None:
+    assert [made.id for made in items(2, 3, fewest=4, most=8)] == ["shapes-3-4to8-0", "shapes-3-4to8-1"]
+    assert items(2, fewest=2, most=4) == items(2)
+    with pytest.raises(InputError, match="fewest=1"):
+        items(1, fewest=1)
 
 
 def test_items_are_seeded() -> None:

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 from capreward.errors import InputError
-from capreward.shapes import PROMPT, caption, captioner, items, scene, scene_of, warm_up
+from capreward.shapes import PROMPT, Scene, caption, captioner, faultless, imperfect, items, scene, scene_of, warm_up
 from capreward.shapes.language import COMMENTARY, claims, sentences, truths
-from capreward.shapes.model import END, faultless, imperfect
+from capreward.shapes.model import BATCH, END, POOL
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +51,41 @@ def test_decode_gives_back_what_captions_say(pair: tuple[Any, Any]) -> None:
         assert tokenizer.decode(ids) == text
 
 
+def test_a_large_captioner_knows_the_words_of_nine_things(pair: tuple[Any, Any]) -> None:
+    tokenizer = captioner(large=True)[1].tokenizer
+    for made in items(8, fewest=6, most=9) + items(1, fewest=9, most=9):
+        for text in made.references:
+            ids = tokenizer(text).input_ids
+            assert tokenizer.unk_token_id not in ids
+            assert tokenizer.decode(ids) == text
+            assert len(ids) < 256
+    nine = caption(scene(0, fewest=9, most=9))
+    assert pair[1].tokenizer(nine).input_ids.count(pair[1].tokenizer.unk_token_id) == 1
+
+
+def test_a_captioner_of_another_size_captions() -> None:
+    model, processor = captioner(hidden=160, layers=2)
+    text, vision = model.config.text_config, model.config.vision_config
+    assert (text.hidden_size, text.intermediate_size, text.num_hidden_layers) == (160, 320, 2)
+    assert (vision.hidden_size, vision.intermediate_size) == (200, 400)
+    inputs = prepared(processor, 1)
+    assert model.generate(**inputs, max_new_tokens=2).shape[1] > inputs["input_ids"].shape[1]
+    small = captioner(hidden=32, layers=1)[0]
+    assert small.config.vision_config.hidden_size == 160
+    assert sum(weights.numel() for weights in small.parameters()) < 600_000
+
+
+def test_the_large_captioner_has_about_ten_million_parameters() -> None:
+    model, _ = captioner(hidden=320, layers=6, large=True)
+    assert 9_000_000 < sum(weights.numel() for weights in model.parameters()) < 12_000_000
+
+
+@pytest.mark.parametrize(("hidden", "layers"), [(100, 3), (0, 3), (-32, 3), (128, 0)])
+def test_a_captioner_has_whole_heads_and_a_layer(hidden: int, layers: int) -> None:
+    with pytest.raises(InputError, match=f"captioner: got hidden={hidden}, layers={layers}"):
+        captioner(hidden=hidden, layers=layers)
+
+
 def test_a_picture_is_nine_tokens_and_one_patch_sees_one_cell(pair: tuple[Any, Any]) -> None:
     model, processor = pair
     inputs = prepared(processor, 2)
@@ -88,12 +123,56 @@ def test_warm_up_learns_and_is_reproducible_to_the_bit() -> None:
         warm_up(one, processor, steps=0)
 
 
+def test_a_warm_up_without_a_first_phase_teaches_the_given_captions_alone() -> None:
+    model, processor = captioner(0)
+    seen: list[Scene] = []
+
+    def short(made: Scene, chance: random.Random) -> str:
+        seen.append(made)
+        return chance.choice(["A red circle.", "A blue cross."])
+
+    assert len(warm_up(model, processor, steps=2, seeing=0, captions=short, progress=False)) == 2
+    assert len(seen) == POOL * BATCH
+    warm_up(model, processor, steps=1, seeing=1, captions=short, progress=False)
+    assert len(seen) == POOL * BATCH
+
+
+def test_a_warm_up_shows_the_given_scenes() -> None:
+    model, processor = captioner(0, large=True)
+    seeds: list[int] = []
+
+    def large(seed: int) -> Scene:
+        seeds.append(seed)
+        return scene(seed, fewest=6, most=9)
+
+    warm_up(model, processor, steps=2, seeing=0.5, scenes=large, progress=False)
+    assert len(set(seeds)) == 2 * POOL * BATCH  # of both phases
+    with pytest.raises(InputError, match=r"'There are (six|seven|eight|nine) things.*captioner\(large=True\)"):
+        warm_up(*captioner(0), steps=1, scenes=large, progress=False)
+
+
+@pytest.mark.parametrize("seeing", [-0.1, 1.1, float("nan")])
+def test_the_share_of_the_first_phase_is_a_share(pair: tuple[Any, Any], seeing: float) -> None:
+    with pytest.raises(InputError, match=rf"warm_up: got seeing={seeing}, expected a share in \[0, 1\]"):
+        warm_up(*pair, seeing=seeing)
+
+
 def test_the_first_phase_of_the_warm_up_teaches_the_truth_about_all_things() -> None:
     for seed in range(50):
         made = scene(seed)
         told = claims(faultless(made, random.Random(seed)))
         assert truths(made).issuperset(told)
         assert {thing.name for thing in made.things} == {claim.subject for claim in told if claim.subject}
+
+
+def test_commentary_is_as_likely_as_told() -> None:
+    def reflecting(**share: float) -> list[bool]:
+        texts = [imperfect(scene(seed), random.Random(seed), **share) for seed in range(100)]
+        return [any(sentence[:-1] in text for sentence in COMMENTARY) for text in texts]
+
+    assert not any(reflecting(commentary=0))
+    assert reflecting(commentary=0.5) == reflecting()
+    assert sum(reflecting(commentary=1)) > 70  # the others are complete, or broken off
 
 
 def test_imperfect_captions_have_every_fault_and_some_are_complete() -> None:

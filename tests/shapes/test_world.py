@@ -25,6 +25,25 @@ def test_a_scene_comes_back_from_its_picture(seed: int) -> None:
     assert scene_of(draw(made)) == made == scene(seed)
 
 
+@given(st.integers())
+def test_larger_scenes_come_back_from_their_pictures(seed: int) -> None:
+    made = scene(seed, fewest=4, most=9)
+    assert 4 <= len(made.things) <= 9
+    assert scene_of(draw(made)) == made == scene(seed, fewest=4, most=9)
+    assert scene(seed, fewest=2, most=4) == scene(seed)
+
+
+def test_every_number_of_things_is_drawn() -> None:
+    assert {len(scene(seed, fewest=2, most=9).things) for seed in range(100)} == set(range(2, 10))
+    assert [thing.cell for thing in scene(0, fewest=9, most=9).things] == list(CELLS)
+
+
+@pytest.mark.parametrize(("fewest", "most"), [(1, 4), (0, 0), (5, 4), (2, 10), (5, 3)])
+def test_a_scene_has_two_to_nine_things(fewest: int, most: int) -> None:
+    with pytest.raises(InputError, match=f"scene: got fewest={fewest}, most={most}, expected 2 <="):
+        scene(0, fewest=fewest, most=most)
+
+
 def test_the_same_scene_is_drawn_the_same_to_the_byte() -> None:
     assert draw(scene(3)) == draw(scene(3)) != draw(scene(4))
 

@@ -2,7 +2,7 @@
 
 from capreward.shapes.judge import ShapesJudge
 from capreward.shapes.language import Claim, Kind, caption, claims, item, items
-from capreward.shapes.model import PROMPT, captioner, imperfect, warm_up
+from capreward.shapes.model import PROMPT, captioner, faultless, imperfect, warm_up
 from capreward.shapes.world import Scene, Thing, draw, scene, scene_of
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "captioner",
     "claims",
     "draw",
+    "faultless",
     "imperfect",
     "item",
     "items",

@@ -11,12 +11,14 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from itertools import combinations, permutations
+from itertools import combinations, pairwise, permutations
 
 from capreward.records import Criterion, Fact, Item, Question
 from capreward.shapes.world import CELLS, COLOURS, SHAPES, SIZES, Cell, Scene, Thing, draw, scene
 
 COUNTS = ("two", "three", "four", "five")
+MORE_COUNTS = ("six", "seven", "eight", "nine")
+"""Counts of larger scenes; questions and facts of smaller ones do without them."""
 RELATIONS = {"left of": "right of", "above": "below"}
 """Each with its opposite, by which the same can be said the other way round."""
 COMMENTARY = (
@@ -101,7 +103,7 @@ _THING = re.compile(
     rf"(?: (?P<verb>is )?(?:(?P<is_size>{_any(SIZES)})|(?:at|in) the (?P<cell>{_any(CELLS)})"
     rf"|(?P<relation>{_any([*RELATIONS, *RELATIONS.values()])}) (?:a|the) (?P<other>{_NAME})))?"
 )
-_COUNT = re.compile(rf"there are (?P<count>{_any(COUNTS)}) things")
+_COUNT = re.compile(rf"there are (?P<count>{_any([*COUNTS, *MORE_COUNTS])}) things")
 _SENTENCE = re.compile(r"([^.!?\n]+)([.!?]*)")
 _JOINT = re.compile(r"[,;:]|\band\b")
 _AROUND = " \"'()[]*_-“”‘’"
@@ -164,13 +166,22 @@ def _relation(one: str, relation: str, other: str) -> Claim:
 
 def units(scene: Scene) -> list[Claim]:
     """What a complete caption says: how many things there are, and of each what, how large and where it is."""
-    return [Claim(Kind.COUNT, value=COUNTS[len(scene.things) - 2]), *(c for t in scene.things for c in _about(t))]
+    return [Claim(Kind.COUNT, value=_count(scene)), *(c for t in scene.things for c in _about(t))]
 
 
 def truths(scene: Scene) -> frozenset[Claim]:
     """Every claim that is true of the scene."""
     places = {thing.name: thing.cell for thing in scene.things}
     return frozenset(units(scene)) | _relations(places)
+
+
+def _counts(scene: Scene) -> tuple[str, ...]:
+    """The scene's count and the wrong ones beside it."""
+    return COUNTS if len(scene.things) <= 5 else COUNTS + MORE_COUNTS
+
+
+def _count(scene: Scene) -> str:
+    return _counts(scene)[len(scene.things) - 2]
 
 
 def _about(thing: Thing) -> list[Claim]:
@@ -235,7 +246,7 @@ def sentence_of(thing: Thing, *, size: bool = True, place: bool = True, there: b
 
 def count_of(scene: Scene) -> str:
     """The sentence that says how many things there are."""
-    return f"There are {COUNTS[len(scene.things) - 2]} things."
+    return f"There are {_count(scene)} things."
 
 
 def caption(scene: Scene, *, there: bool = False) -> str:
@@ -254,7 +265,7 @@ def facts(scene: Scene) -> list[Fact]:
         *(Claim(Kind.SIZE, name, size) for name in names for size in SIZES),
         *(Claim(Kind.PLACE, name, cell) for name in names for cell in CELLS),
         *(Claim(Kind.RELATION, a, relation, b) for a, b in permutations(names, 2) for relation in RELATIONS),
-        *(Claim(Kind.COUNT, value=count) for count in COUNTS),
+        *(Claim(Kind.COUNT, value=count) for count in _counts(scene)),
     ]
     true = truths(scene)
     return [
@@ -289,16 +300,17 @@ def questions(scene: Scene, chance: random.Random) -> list[Question]:
             ),
         ]
         made += [_question(*question, chance) for question in asked]
-    count = COUNTS[len(scene.things) - 2]
-    return [*made, _question("count", HOW_MANY, count, (), COUNTS, chance)]
+    return [*made, _question("count", HOW_MANY, _count(scene), (), _counts(scene), chance)]
 
 
 def _question(
     kind: str, text: str, answer: str, near: Sequence[str], far: Sequence[str], chance: random.Random
 ) -> Question:
     near = [option for option in dict.fromkeys(near) if option != answer]
+    if len(near) > 3:  # any of them: the first three would tell where in the scene the answer is not
+        near = chance.sample(near, 3)
     far = [option for option in far if option != answer and option not in near]
-    options = [answer, *near, *chance.sample(far, max(0, 3 - len(near)))][:4]
+    options = [answer, *near, *chance.sample(far, 3 - len(near))]
     chance.shuffle(options)
     return Question(text=text, options=tuple(options), answer=options.index(answer), kind=kind, hard=bool(near))
 
@@ -322,22 +334,32 @@ def item(scene: Scene, name: str) -> Item:
 
 
 def _related(scene: Scene) -> list[str]:
-    """A sentence for each two things: one of them is left of the other, or else above it."""
+    """A sentence for each two things: one of them is left of the other, or else above it.
+
+    In scenes of more than four, for each two neighbours in reading order.
+    """
     true = truths(scene)
     found = []
-    for pair in combinations([thing.name for thing in scene.things], 2):
+    names = [thing.name for thing in scene.things]
+    for pair in combinations(names, 2) if len(names) <= 4 else pairwise(names):
         claims_ = [Claim(Kind.RELATION, a, relation, b) for relation in RELATIONS for a, b in permutations(pair)]
         found.append(f"{next(claim for claim in claims_ if claim in true).text.capitalize()}.")
     return found
 
 
-def items(count: int, seed: int = 0) -> list[Item]:
+def items(count: int, seed: int = 0, *, fewest: int = 2, most: int = 4) -> list[Item]:
     """`count` items with the ids "shapes-SEED-0", "shapes-SEED-1" and so on; the first ones are the same for any count.
 
+    Scenes of another size than by default, `fewest` to `most` things each, have it in their ids: "shapes-SEED-4to8-0".
+
     Raises:
+        InputError: not 2 <= fewest <= most <= 9.
         MissingExtraError: pillow is not installed.
     """
+    name = f"shapes-{seed}" if (fewest, most) == (2, 4) else f"shapes-{seed}-{fewest}to{most}"
     return [
-        item(scene(random.Random(f"item {seed} {number}").getrandbits(62)), f"shapes-{seed}-{number}")
+        item(
+            scene(random.Random(f"item {seed} {number}").getrandbits(62), fewest=fewest, most=most), f"{name}-{number}"
+        )
         for number in range(count)
     ]

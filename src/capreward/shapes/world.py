@@ -83,10 +83,16 @@ class Scene(Record):
         return tuple(sorted(things, key=lambda thing: CELLS.index(thing.cell)))
 
 
-def scene(seed: int) -> Scene:
-    """Two to four things, drawn from the seed."""
+def scene(seed: int, *, fewest: int = 2, most: int = 4) -> Scene:
+    """`fewest` to `most` things, drawn from the seed.
+
+    Raises:
+        InputError: not 2 <= fewest <= most <= 9: counts begin at two, and there are nine cells.
+    """
+    if not 2 <= fewest <= most <= len(CELLS):
+        raise InputError(f"scene: got fewest={fewest}, most={most}, expected 2 <= fewest <= most <= {len(CELLS)}")
     chance = random.Random(f"scene {seed}")
-    count = chance.randint(2, 4)
+    count = chance.randint(fewest, most)
     names = chance.sample([(colour, shape) for colour in COLOURS for shape in SHAPES], count)
     return Scene(
         things=tuple(
