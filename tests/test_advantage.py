@@ -11,10 +11,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
+import scipy.stats
 import torch
 from hypothesis import assume, given, settings, strategies as st
 from hypothesis.extra.numpy import arrays
@@ -26,6 +29,7 @@ from capreward.advantage import (
     dara,
     dr_grpo,
     dvao,
+    follows,
     gd2po,
     gdpo,
     grpo,
@@ -33,6 +37,7 @@ from capreward.advantage import (
     rvpo,
     sa_mrpo,
     saw,
+    spread,
     varies,
 )
 
@@ -938,3 +943,174 @@ def test_a_group_in_which_nothing_varies_has_no_advantage(batch: Batch) -> None:
         result = batch.run(estimator)
         for rows, group_moved in zip(batch.members(), moved, strict=True):
             assert group_moved or not result[rows].any()
+
+
+# ---------------------------------------------------------------------------------------------- spread and follows
+
+
+def test_spread_by_hand() -> None:
+    # variances in a and b: 2 and 1; 0 and 3
+    assert spread(BY_HAND, GROUPS).tolist() == pytest.approx([math.sqrt(1.5), math.sqrt(1.5)], rel=1e-15)
+    # (1, 3, -), (0, -, -): a group with fewer than two scores does not count, one that does not vary does
+    values = [[1, NAN, 5, NAN], [3, NAN, NAN, 5], [NAN, NAN, 5, 5], [0, 1, 5, 5], [NAN, NAN, 5, 5], [NAN, NAN, 7, 5]]
+    found = spread(values, [0, 0, 0, 1, 1, 1])
+    assert found.tolist() == pytest.approx([R2, NAN, math.sqrt(4 / 3 / 2), 0], nan_ok=True)
+    assert np.isnan(spread(BY_HAND, list("abcde"))).all()
+
+
+def test_follows_by_hand() -> None:
+    # The advantages (-2, 2) and (-3, -1, 4), against (-1, 1) and (-1, 0, 1), and (0, 0) and (-1, -1, 2).
+    a = dr_grpo(BY_HAND, GROUPS, WEIGHTS)
+    expected = [11 / math.sqrt(34 * 4), 12 / math.sqrt(34 * 6)]
+    assert follows(a, BY_HAND, GROUPS).tolist() == pytest.approx(expected, rel=1e-14)
+    assert follows(-3 * a, BY_HAND, GROUPS).tolist() == pytest.approx([-x for x in expected], rel=1e-14)
+    assert follows(a + np.where(np.array(GROUPS) == "a", 2, 7), BY_HAND, GROUPS).tolist() == pytest.approx(expected)
+
+
+def test_follows_over_the_rollouts_that_have_the_score() -> None:
+    # The advantage less its mean over the first three: (-1, 0, 1), against (0, -1, 1).
+    values, a = [[1, NAN], [0, NAN], [2, NAN], [NAN, 3], [5, 4]], [1, 2, 3, 90, 80]
+    found = follows(a, values, [0, 0, 0, 0, 1])
+    assert found.tolist() == pytest.approx([0.5, NAN], nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("advantages", "column"),
+    [
+        ([1, 2, 3, 4], [0.1] * 4),  # the component varies in no group
+        ([1, 2, 3, 4], [0.1, 0.1, 0.7, 0.7]),
+        ([1, 2, 3, 4], [0.1, NAN, NAN, 0.7]),
+        ([1, 2, 3, 4], [NAN] * 4),
+        ([0, 0, 0, 0], [0.1, 0.2, 0.3, 0.4]),  # the advantage does in none
+        ([7, 7, 0.1, 0.1], [0.1, 0.2, 0.3, 0.4]),
+        ([1e-12, -1e-12, 0, 0], [0.1, 0.2, 0.3, 0.4]),
+        ([3, 3, 1, 2], [0.1, 0.2, NAN, 0.4]),  # not over the rollouts that have the score
+    ],
+)
+def test_follows_nothing(advantages: list[float], column: list[float]) -> None:
+    values = np.column_stack([column, [0.0, 1.0, 2.0, 4.0]])
+    first, second = follows(advantages, values, [0, 0, 1, 1])
+    assert math.isnan(first)
+    assert math.isnan(second) == (np.ptp(advantages[:2]) < 1e-9 and np.ptp(advantages[2:]) < 1e-9)
+
+
+def test_follows_is_zero_and_not_nan_where_each_varies_in_groups_of_its_own() -> None:
+    assert follows([1, 2, 0, 0], [[0.5], [0.5], [0.1], [0.9]], [0, 0, 1, 1]).tolist() == [0]
+
+
+def test_advantages_that_cancel_follow_nothing() -> None:
+    first = np.random.default_rng(0).random(16)
+    values, groups = np.column_stack([first, 1 - first]), np.repeat([0, 1], 8)
+    for estimator in (grpo, dr_grpo, gdpo):
+        assert np.isnan(follows(estimator(values, groups), values, groups)).all()
+
+
+@st.composite
+def batches_with_advantages(draw: st.DrawFn) -> tuple[Batch, np.ndarray]:
+    """To six digits, so that no difference is rounding noise."""
+    batch = draw(batches())
+    a = draw(arrays(np.float64, len(batch.groups), elements=st.sampled_from([0.0, 1.0]) | st.floats(-3, 3)))
+    return Batch(np.round(batch.values, 6), batch.groups, batch.weights), np.round(a, 6)
+
+
+def exactly_centred(numbers: Sequence[float]) -> list[Fraction]:
+    fractions = [Fraction(x) for x in numbers]
+    return [x - sum(fractions) / len(fractions) for x in fractions]
+
+
+@given(drawn=batches_with_advantages())
+def test_spread_and_follows_equal_fractions(drawn: tuple[Batch, np.ndarray]) -> None:
+    batch, a = drawn
+    spreads, correlations = spread(batch.values, batch.groups), follows(a, batch.values, batch.groups)
+    assert spreads.dtype == correlations.dtype == np.float64
+    for k, column in enumerate(batch.values.T.tolist()):
+        variances, xs, ys = [], [], []
+        for rows in batch.members():
+            there = [i for i in rows if not math.isnan(column[i])]
+            x = exactly_centred([column[i] for i in there])
+            variances += [sum(c * c for c in x) / (len(x) - 1)] if len(x) > 1 else []
+            xs += x
+            ys += exactly_centred([a[i] for i in there])
+        expected = math.sqrt(sum(variances) / len(variances)) if variances else NAN
+        assert spreads[k] == pytest.approx(expected, rel=1e-9, nan_ok=True)
+        squares = float(sum(x * x for x in xs) * sum(y * y for y in ys))
+        expected = float(sum(x * y for x, y in zip(xs, ys, strict=True))) / math.sqrt(squares) if squares else NAN
+        assert correlations[k] == pytest.approx(expected, abs=1e-9, nan_ok=True)
+        assert not abs(correlations[k]) > 1
+
+
+@pytest.mark.parametrize("estimator", [grpo, gdpo, rvpo, gd2po])
+def test_follows_is_pearsons_correlation_of_what_is_centred(estimator: Any) -> None:
+    rng = np.random.default_rng(0)
+    values, groups = rng.random((60, 3)), rng.integers(0, 9, 60)
+    values[rng.random(values.shape) < 0.2] = NAN
+    a = estimator(values, groups)
+    for k, found in enumerate(follows(a, values, groups)):
+        frame = pd.DataFrame({"a": a, "r": values[:, k], "group": groups}).dropna()
+        centred = frame[["a", "r"]] - frame.groupby("group")[["a", "r"]].transform("mean")
+        assert found == pytest.approx(scipy.stats.pearsonr(centred["a"], centred["r"]).statistic, rel=1e-12)
+
+
+@given(drawn=batches_with_advantages(), data=st.data())
+def test_spread_and_follows_are_blind_to_the_order_of_groups(
+    drawn: tuple[Batch, np.ndarray], data: st.DataObject
+) -> None:
+    batch, a = drawn
+    groups = data.draw(st.permutations(batch.groups))
+    next_row = {group: iter(rows) for group, rows in zip(dict.fromkeys(batch.groups), batch.members(), strict=True)}
+    order = [next(next_row[group]) for group in groups]
+    values = batch.values[order]
+    np.testing.assert_array_equal(spread(values, groups), spread(batch.values, batch.groups))
+    np.testing.assert_array_equal(follows(a[order], values, groups), follows(a, batch.values, batch.groups))
+
+
+@some_examples
+@given(seed=st.integers(0, 2**32 - 1), column=st.integers(0, 2))
+def test_grpo_follows_the_scale_of_a_component_and_gdpo_does_not(seed: int, column: int) -> None:
+    rng = np.random.default_rng(seed)
+    values, groups = rng.standard_normal((64, 3)), np.repeat(np.arange(8), 8)
+    scaled = values.copy()
+    scaled[:, column] *= 5
+    grpos, gdpos = (
+        [follows(estimator(each, groups), each, groups) for each in (values, scaled)] for estimator in (grpo, gdpo)
+    )
+    np.testing.assert_allclose(gdpos[1], gdpos[0], atol=1e-3)
+    assert grpos[1][column] > max(0.85, grpos[0][column])
+    np.testing.assert_allclose(spread(scaled, groups)[column], 5 * spread(values, groups)[column])
+
+
+def test_tiny_and_huge_numbers_follow_too() -> None:
+    values = np.array([[1e-200, 1e200], [0.0, 0.0], [0.0, 0.0], [1e-200, 1e200]])
+    assert follows([1e190, 0, 0, 1e190], values, [0, 0, 1, 1]).tolist() == [1, 1]
+
+
+def test_spread_and_follows_of_tensors_lists_and_nothing() -> None:
+    a = torch.tensor([0.5, -1.0, 0.25, 2.0, 0.0], requires_grad=True)
+    values = torch.tensor(BY_HAND, dtype=torch.float32)
+    assert follows(a, values, GROUPS).tolist() == follows(a.tolist(), BY_HAND, GROUPS).tolist()
+    assert spread(values, GROUPS).tolist() == spread(BY_HAND, GROUPS).tolist()
+    for rows, k in ((0, 2), (2, 0)):
+        empty = np.zeros((rows, k)), [0] * rows
+        assert spread(*empty).shape == follows([0] * rows, *empty).shape == (k,)
+
+
+@pytest.mark.parametrize(
+    ("advantages", "message"),
+    [
+        ([1.0], r"advantages: got shape \(1,\), expected \(2,\): one for each rollout"),
+        ([[1.0], [2.0]], r"advantages: got shape \(2, 1\)"),
+        ([1.0, NAN], r"advantages\[1\]: got nan, expected a finite number"),
+        ([-math.inf, 1.0], r"advantages\[0\]: got -inf"),
+    ],
+)
+def test_follows_refuses(advantages: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        follows(advantages, [[0.0], [1.0]], [0, 0])
+
+
+@pytest.mark.parametrize("measure", [spread, functools.partial(follows, [1.0, 2.0])])
+def test_spread_and_follows_refuse_what_estimators_do(measure: Any) -> None:
+    with pytest.raises(ValueError, match=r"values\[0, 1\]: got inf"):
+        measure([[0.0, math.inf], [0.0, 0.0]], [0, 0])
+    with pytest.raises(ValueError, match=r"groups: got shape"):
+        measure([[0.0], [0.0]], [0])

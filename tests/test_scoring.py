@@ -129,10 +129,28 @@ class TestScoreTable:
         diagnostics = table.diagnostics()
         assert diagnostics["a"] == pytest.approx(
             {"raw": 1.75 / 3, "value": 1.75 / 3, "missing": 0.25, "gated": 0, "varies": 0.5}
+            | {"spread": math.sqrt(0.5) * 0.5, "grpo": 1, "gdpo": 1}  # the one pair that has both scores
         )
         assert diagnostics["b"] == pytest.approx(
             {"raw": 0.4, "value": 0.2, "missing": 0.5, "gated": 0.25, "varies": 0.5}
+            | {"spread": math.sqrt(0.5) * 0.4, "grpo": 1, "gdpo": 1}
         )
+
+    def test_diagnostics_of_scores_that_disagree(self) -> None:
+        # b is against a and half as loud in x, where GRPO takes a's side and GDPO none; in y they agree
+        table, _ = table_of({"a": [1.0, 0.0, 1.0, 0.0], "b": [0.0, 0.5, 1.0, 0.0]})
+        a, b = table.diagnostics().values()
+        assert (a["spread"], b["spread"]) == pytest.approx((math.sqrt(0.5), math.sqrt((0.125 + 0.5) / 2)))
+        # GRPO: (1, -1, 1, -1) / sqrt 2, against (1, -1, 1, -1) / 2 and (-1, 1, 2, -2) / 4
+        assert (a["grpo"], b["grpo"]) == pytest.approx((1, 1 / math.sqrt(10)), abs=1e-3)
+        # GDPO: (0, 0, 1, -1)
+        assert (a["gdpo"], b["gdpo"]) == pytest.approx((1 / math.sqrt(2), 2 / math.sqrt(5)), abs=1e-3)
+
+    def test_diagnostics_of_a_component_without_weight(self) -> None:
+        table, _ = table_of({"a": [1.0, 0.0, 0.0, 1.0], "b": [0.5, 0.0, 0.5, 0.0]}, weights={"b": 0})
+        row = table.diagnostics()["b"]
+        assert row["spread"] == pytest.approx(math.sqrt(0.125))
+        assert row["grpo"] == row["gdpo"] == 0  # with a in x, against it in y
 
     @pytest.mark.parametrize(
         ("row", "column", "why"),
@@ -170,6 +188,10 @@ class TestMetrics:
         assert numbers["a/advantage_share"] == pytest.approx(1 / 3, abs=1e-3)
         assert numbers["b/advantage_share"] == pytest.approx(2 / 3, abs=1e-3)
         assert numbers["total"] == pytest.approx(np.mean([1.5 / 3, 1.5 / 3, 0.5, 1.5 / 3]))
+        # in x, a's 1 and twice b's 0.5 cancel in GRPO, and b's z counts twice in GDPO; in y nothing varies
+        assert (numbers["a/spread"], numbers["b/spread"]) == pytest.approx((0.5, 0.5 / math.sqrt(2)))
+        assert math.isnan(numbers["a/grpo"])
+        assert (numbers["a/gdpo"], numbers["b/gdpo"]) == pytest.approx((-1, 1))
 
     def test_gates(self) -> None:
         table, _ = table_of({"a": [1.0, 0.5, 0.5, 0.5]}, gates=[FakeGate("a", lambda r: 0.0 if r.id == "x#0" else 1.0)])
@@ -180,12 +202,14 @@ class TestMetrics:
 
     def test_nothing_varies(self) -> None:
         numbers = table_of({"a": [1.0] * 4, "b": [0.5] * 4})[0].metrics()
-        assert numbers["a/advantage_share"] == numbers["b/advantage_share"] == 0
+        assert numbers["a/advantage_share"] == numbers["b/advantage_share"] == numbers["a/spread"] == 0
+        assert math.isnan(numbers["a/grpo"])
+        assert math.isnan(numbers["a/gdpo"])
 
     def test_nothing_is_there(self) -> None:
         numbers = table_of({"a": [DOWN] * 4})[0].metrics()
         assert math.isnan(numbers["total"])
-        assert math.isnan(numbers["a/value"])
+        assert all(math.isnan(numbers[f"a/{key}"]) for key in ("value", "spread", "grpo", "gdpo"))
         assert numbers["a/advantage_share"] == 0
 
     def test_a_weight_of_0_has_no_share(self) -> None:

@@ -26,10 +26,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from capreward.groups import Batch, Float, check_weights as check_weights
+from capreward.groups import Batch, Float, check_weights as check_weights, to_numpy
 
 SIGN = 1e-8
 """From this size on a weighted z has a sign for `gd2po`: less is the rounding noise of a score at its group's mean."""
+NOISE = 1e-9
+"""Up to this far from their group's mean, advantages are at it for `follows`: what is left of sums that cancel."""
 
 
 class Estimator(Protocol):
@@ -148,11 +150,11 @@ def dvao(values: Any, groups: Any, weights: ArrayLike | None = None, *, eps: flo
     """
     batch = Batch(values, groups, weights, eps)
     s = np.zeros(len(batch.values))
-    spread = np.zeros(len(batch.groups.sizes))
+    deviations = np.zeros(len(batch.groups.sizes))
     for weight, (centred, present) in zip(batch.weights, batch.centred(), strict=True):
         s += weight * centred
-        spread += abs(weight) * batch.std(centred, present)
-    return batch.give_back(batch.over(s, spread))
+        deviations += abs(weight) * batch.std(centred, present)
+    return batch.give_back(batch.over(s, deviations))
 
 
 def rvpo(values: Any, groups: Any, weights: ArrayLike | None = None, *, eps: float = 1e-4, k: float = 1.0) -> Any:
@@ -446,6 +448,70 @@ def varies(values: Any, groups: Any) -> NDArray[np.bool_]:
     return Batch(values, groups).varying()
 
 
+def spread(values: Any, groups: Any) -> Float:
+    """How far each component varies within groups: the root mean square of its deviations (ddof 1), in units of a score.
+
+    Times its weight, this is what it counts by in GRPO; in GDPO, it counts by its weight alone.
+
+    Args:
+        values, groups: as in `grpo`, shapes [B, K] and [B].
+
+    Returns:
+        Shape [K]: over the groups in which at least two rollouts have a score; NaN without any.
+
+    >>> spread([[0.0, 0.5], [1.0, 0.5], [0.2, 0.0], [0.8, 1.0]], ["a", "a", "b", "b"]).round(2).tolist()
+    [0.58, 0.5]
+    """
+    batch = Batch(values, groups)
+    result = []
+    for centred, present in batch.centred():
+        deviations = batch.std(centred, present)[batch.groups.sum(present) > 1]
+        result.append(math.sqrt(math.fsum(deviations**2) / len(deviations)) if len(deviations) else math.nan)
+    return np.array(result, np.float64)
+
+
+def follows(advantages: Any, values: Any, groups: Any) -> Float:
+    """How closely advantages follow each component: their correlation within groups.
+
+    ``sum a r_k / sqrt(sum a^2 sum r_k^2)`` over the rollouts of the batch that have the component's score, a and r_k less
+    their group's mean over these (which is 0 already for a sum over components with nothing missing). So what others teach
+    where the component does not vary counts against it.
+
+    Args:
+        advantages: of any estimator, finite, shape [B].
+        values, groups: as in `grpo`, shapes [B, K] and [B].
+
+    Returns:
+        Shape [K], in [-1, 1]; NaN where the component varies in no group, or the advantages do in none (by more than 1e-9)
+        over the rollouts that have its score.
+
+    Raises:
+        ValueError: shapes that do not match, infinite scores, advantages that are not finite.
+
+    The second component varies in b alone, and there by more than the first:
+
+    >>> scores, groups = [[0.0, 0.5], [1.0, 0.5], [0.2, 0.0], [0.8, 1.0]], ["a", "a", "b", "b"]
+    >>> follows(dr_grpo(scores, groups), scores, groups).round(2).tolist()
+    [0.89, 0.85]
+    """
+    scores = Batch(values, groups).values
+    a = to_numpy(advantages)
+    if a.shape != (len(scores),):
+        raise ValueError(f"advantages: got shape {a.shape}, expected ({len(scores)},): one for each rollout")
+    if not np.isfinite(a).all():
+        row = int(np.argmin(np.isfinite(a)))
+        raise ValueError(f"advantages[{row}]: got {a[row]}, expected a finite number")
+    both = Batch(np.hstack([scores, np.where(np.isnan(scores), np.nan, a[:, None])]), groups)
+    columns = [centred for centred, _ in both.centred()]
+    k = scores.shape[1]
+    result = []
+    for of_score, of_advantage in zip(columns[:k], columns[k:], strict=True):
+        x, y = _to_one(of_score), _to_one(np.where(np.abs(of_advantage) > NOISE, of_advantage, 0.0))
+        xy, xx, yy = (math.fsum(both.groups.sum(product)) for product in (x * y, x * x, y * y))
+        result.append(min(max(xy / math.sqrt(xx * yy), -1.0), 1.0) if xx and yy else math.nan)
+    return np.array(result, np.float64)
+
+
 def _gdpo(batch: Batch, weights: Float, whiten: bool = True) -> Float:
     """GDPO's sum and batch step with these weights, [B]."""
     s = batch.weighted_sum(batch.z(), weights)
@@ -458,6 +524,11 @@ def _whitened(batch: Batch, s: Float, counted: NDArray[np.bool_]) -> Float:
     """GDPO's batch step for sums whose mean is not 0: over the counted rollouts, 0 for the others, [B]."""
     centred, _ = batch.minus_batch_mean(s, counted)
     return np.asarray(centred / (batch.std_over_batch(centred, counted) + batch.eps))
+
+
+def _to_one(column: Float) -> Float:
+    """Divided by its largest size, so that no square underflows; zeros stay zeros."""
+    return np.asarray(column / (np.abs(column).max(initial=0.0) or 1.0))
 
 
 def _positive(name: str, number: float) -> None:

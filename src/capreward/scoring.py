@@ -258,8 +258,16 @@ class ScoreTable:
             out, unless `spare=False`) and `value` (mean after the gates, over what is present), NaN with nothing; `missing`
             and `gated` (shares of rollouts); `varies` (share of the groups in which it takes more
             than one value: elsewhere it teaches nothing).
+
+            What decides between GRPO and GDPO: `spread` (`advantage.spread`: how far it varies within groups, in units of a
+            score); `grpo` and `gdpo` (`advantage.follows`: correlation of the score with that estimator's advantage, under the
+            table's weights). Where `grpo` and `gdpo` differ little, GDPO will change little. A component whose weight times
+            `spread` is small beside the others' is one that GRPO does not follow. A weight of 0 changes what the estimators
+            do, not what is measured. NaN: `spread` where no group has two scores, the others where nothing varies.
         """
         varies = advantage.varies(self.values, self.groups)
+        spread = advantage.spread(self.values, self.groups)
+        grpo, gdpo = (advantage.follows(self.advantages(name), self.values, self.groups) for name in ("grpo", "gdpo"))
         result = {}
         for k, name in enumerate(self.names):
             result[name] = {
@@ -268,6 +276,9 @@ class ScoreTable:
                 "missing": float(np.isnan(self.values[:, k]).mean()) if len(self) else 0.0,
                 "gated": sum(column == k for _, column in self.gated) / max(len(self), 1),
                 "varies": float(varies[:, k].mean()) if len(varies) else 0.0,
+                "spread": float(spread[k]),
+                "grpo": float(grpo[k]),
+                "gdpo": float(gdpo[k]),
             }
         return result
 
@@ -275,9 +286,10 @@ class ScoreTable:
         """What a trainer logs of a batch, flat.
 
         Returns:
-            Of each component NAME/raw, value, missing, gated and varies (see `diagnostics`), and NAME/missing_REASON for the
-            reasons that occur. NAME/advantage_share: ``mean |w_k z_k|`` over the sum of this over all components, z_k normalised
-            as in GDPO: how much of what GDPO would teach comes from the component, in [0, 1]; all are 0 if none varies.
+            Of each component NAME/raw, value, missing, gated, varies, spread, grpo and gdpo (see `diagnostics`), and
+            NAME/missing_REASON for the reasons that occur. NAME/advantage_share: ``mean |w_k z_k|`` over the sum of this over
+            all components, z_k normalised as in GDPO: how much of what GDPO would teach comes from the component, in [0, 1];
+            all are 0 if none varies.
             `total`, the mean of `total()`. NaN where there is nothing to take a mean of.
         """
         result = {f"{name}/{key}": value for name, row in self.diagnostics().items() for key, value in row.items()}

@@ -150,6 +150,45 @@ def test_right_options_fall_on_every_position_equally_often() -> None:
     assert all("".join(request.options) in "abcdabcd" for request in judge.asked)
 
 
+@pytest.mark.parametrize("options", [{}, {"draws": 5}, {"closed_book": True}])
+def test_options_in_the_items_order(options: Any) -> None:
+    judge = FakeJudge(knowing)
+    (result,) = score(QAUtility(judge, shuffle=False, **options), "A cup.", item=ITEM)
+    order = {question.text: question.options for question in ITEM.questions}
+    assert all(request.options == tuple(order[request.question]) for request in judge.asked)
+    answers = result.evidence["answers"]
+    assert all(answer["right"] == (answer["question"] != "Where?") for answer in answers)
+    assert all(answer["earned"] == answer["right"] for answer in answers)
+    if not options:
+        assert result.value == 2 / 3
+
+
+@pytest.mark.parametrize(("answer", "value"), [(0, 1.0), (3, 0.0)])
+def test_without_shuffling_a_liking_for_the_first_option_is_paid(answer: int, value: float) -> None:
+    item = Item(id="q", questions=[{"text": f"q{n}", "options": list("abcd"), "answer": answer} for n in range(8)])
+    judge = FakeJudge(lambda _: (1.0, 0.0, 0.0, 0.0))
+    (result,) = score(QAUtility(judge, shuffle=False), "A cup.", item=item)
+    assert result.value == value
+    (result,) = score(QAUtility(judge), "A cup.", item=item)
+    assert result.value == 0.25
+
+
+def test_without_shuffling_the_same_questions_are_drawn() -> None:
+    def texts(shuffle: bool) -> list[str]:
+        judge = FakeJudge(knowing)
+        return [request.question for request in asked(QAUtility(judge, draws=2, shuffle=shuffle), judge)]
+
+    assert texts(True) == texts(False)
+
+
+def test_without_shuffling_cannot_answer_comes_last() -> None:
+    judge = FakeJudge(lambda request: tuple(float(option.startswith("cannot")) for option in request.options))
+    item = Item(id="q", questions=[ITEM.questions[1]])
+    (result,) = score(QAUtility(judge, shuffle=False, cannot_answer=True), "A cup.", item=item)
+    assert judge.asked[0].options == ("table", "floor", "shelf", "cannot be answered from the description")
+    assert result.value == pytest.approx(1 / 3 + 0.05)
+
+
 def test_draws_are_spread_over_the_questions_and_belong_to_the_group() -> None:
     def texts(group: str, seed: int = 0) -> list[str]:
         judge = FakeJudge(knowing)

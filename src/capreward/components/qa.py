@@ -35,6 +35,8 @@ class QAUtility:
             then: a question that can be guessed tells little of the caption.
         cannot_answer: offer "cannot be answered", worth 1/n + 0.05 for n options, unless they are yes and no
             (CaptionQA, arXiv 2511.21025).
+        shuffle: rotate the options. False leaves them in the item's order, the baseline of CapRL's ablation: what a judge
+            earns by a liking for a position is then not averaged out.
         seed: of draws, rotations and sampled replies.
 
     Missing: the item has no questions, or none that needs the caption (`no_questions`), or the judge failed at one of them.
@@ -53,6 +55,7 @@ class QAUtility:
         temperature: float = 0.0,
         closed_book: bool = False,
         cannot_answer: bool = False,
+        shuffle: bool = True,
         seed: int = 0,
     ) -> None:
         if score not in ("match", "probability"):
@@ -66,7 +69,7 @@ class QAUtility:
         self.judge = require(judge, "QAUtility", Task.CHOOSE)
         self.by_probability = score == "probability"
         self.draws, self.temperature, self.seed = draws, temperature, seed
-        self.closed_book, self.cannot_answer = closed_book, cannot_answer
+        self.closed_book, self.cannot_answer, self.shuffle = closed_book, cannot_answer, shuffle
 
     @scores_empty_as_zero
     async def score(self, rollouts: Sequence[Rollout]) -> list[Score | Missing]:
@@ -93,7 +96,12 @@ class QAUtility:
             order += chance.sample(questions, len(questions)) if self.draws is not None else questions
         start = chance.randrange(len(max(questions, key=lambda q: len(q.options)).options))
         return [
-            _Ask.of(question, start + number, self.cannot_answer, Sampling(self.temperature, self._seed(number)))
+            _Ask.of(
+                question,
+                start + number if self.shuffle else question.answer,
+                self.cannot_answer,
+                Sampling(self.temperature, self._seed(number)),
+            )
             for number, question in enumerate(order[:count])
         ]
 
