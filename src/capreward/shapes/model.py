@@ -92,7 +92,7 @@ def captioner(seed: int = 0, *, hidden: int = 128, layers: int = 3, large: bool 
             "num_attention_heads": hidden // 32,
             "num_key_value_heads": hidden // 32,
             "max_position_embeddings": 512,
-            "initializer_range": 0.1,
+            "initializer_range": 0.1 * math.sqrt(128 / hidden),
             **special,
         },
         vision_config={
@@ -103,7 +103,7 @@ def captioner(seed: int = 0, *, hidden: int = 128, layers: int = 3, large: bool 
             "num_attention_heads": seen // 32,
             "image_size": SIDE,
             "patch_size": CELL,
-            "initializer_range": 0.1,
+            "initializer_range": 0.1 * math.sqrt(128 / seen),
         },
         image_token_index=tokenizer.convert_tokens_to_ids(PICTURE),
         vision_feature_layer=-1,
