@@ -44,6 +44,7 @@ LAYERS = [
     {"train.rollout"},
     {"train.loop"},
     {"train"},
+    {"curate", "curate.stage"},
     {"adapters.batches", "adapters.wire", "adapters.groups", "adapters.door"},
     {"recipe", "adapters", "adapters.trl", "adapters.verl", "adapters.swift", "adapters.server", "adapters.client"},
     {"adapters.verl_plugin", "probe"},
