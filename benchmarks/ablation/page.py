@@ -1,15 +1,23 @@
-"""Tables and figures of the results, put where readers look for them."""
+"""Tables and figures of the results, put where readers look for them.
+
+python benchmarks/ablation/page.py      # from results/*.json, for those of a machine that cannot draw
+"""
 
 from __future__ import annotations
 
+import json
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from claims import Claim, Finding, Measures, difference, mean_with_interval
 from common import ROOT
-from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SHOWN = ("precision", "coverage", "fluency", "b_capscore", "qa", "rubric", "words", "commentary", "praise", "repeated")
 """Measures of the table of conditions."""
@@ -46,21 +54,20 @@ def follows_rows(found: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def write(
-    folder: Path, device: str, rows: list[dict[str, Any]], measures: Measures, found: list[dict[str, Any]]
-) -> None:
-    """Figures into `results`, the tables between the marks of the README and of the docs' page."""
-    results = folder / "results"
-    results.mkdir(exist_ok=True)
-    claims_figure(rows).savefig(results / f"claims-{device}.png", dpi=110)
-    scale_figure(measures).savefig(results / f"scale-{device}.png", dpi=110)
-    follows = follows_rows(found)
-    if follows:
-        follows_figure(follows).savefig(results / f"follows-{device}.png", dpi=110)
+def draw(folder: Path, device: str) -> None:
+    """From a results file: figures into `results`, tables between the marks of the README and of the docs' page."""
+    results = json.loads((folder / "results" / f"{device}.json").read_text(encoding="utf-8"))
+    measures = {(run["condition"], run["seed"]): run["measures"] for run in results["runs"]}
+    docs = ROOT / "docs" / "claims.md"
+    for name, picture in (
+        ("claims", claims_figure(results["claims"])),
+        ("scale", scale_figure(measures)),
+        ("follows", follows_figure(results["follows"])),
+    ):
+        picture.savefig(folder / "results" / f"{name}-{device}.png", dpi=110)
     _fill(folder / "README.md", f"conditions {device}", conditions_table(measures))
-    _fill(ROOT / "docs" / "claims.md", f"claims {device}", claims_table(rows))
-    if follows:
-        _fill(ROOT / "docs" / "claims.md", f"follows {device}", follows_table(follows))
+    _fill(docs, f"claims {device}", claims_table(results["claims"]))
+    _fill(docs, f"follows {device}", follows_table(results["follows"]))
 
 
 def claims_table(rows: list[dict[str, Any]]) -> str:
@@ -101,7 +108,7 @@ def follows_table(rows: list[dict[str, Any]]) -> str:
 
 def claims_figure(rows: list[dict[str, Any]]) -> Figure:
     """Every claim's difference with its interval, turned so that right is where the claim points."""
-    picture = Figure(figsize=(9, 1.2 + 0.24 * len(rows)), layout="constrained")
+    picture = _figure(figsize=(9, 1.2 + 0.24 * len(rows)))
     axis = picture.subplots()
     for place, row in enumerate(rows):
         turn = (row["sign"] or 1) / (100 if row["measure"] == "words" else 1)
@@ -123,7 +130,7 @@ def claims_figure(rows: list[dict[str, Any]]) -> Figure:
 def scale_figure(measures: Measures) -> Figure:
     """What becomes of each measure when fluency is put on another scale, under both estimators."""
     names = ("precision", "coverage", "fluency", "qa", "words")
-    picture = Figure(figsize=(12, 3), layout="constrained")
+    picture = _figure(figsize=(12, 3))
     for axis, measure in zip(picture.subplots(1, len(names)), names, strict=True):
         for estimator, marker, colour in (("c-GDPO", "o", "#0072B2"), ("GRPO", "s", "#D55E00")):
             for place, suffix in enumerate((", fluency x 0.2", "", ", fluency x 5")):
@@ -151,7 +158,7 @@ def follows_figure(rows: list[dict[str, Any]]) -> Figure:
     """Along training with c-GDPO: how closely the advantages of GDPO and GRPO follow each component."""
     scales = list(dict.fromkeys(row["scale"] for row in rows))
     components = list(dict.fromkeys(row["component"] for row in rows))
-    picture = Figure(figsize=(10, 3), layout="constrained")
+    picture = _figure(figsize=(10, 3))
     looks = dict(zip(components, (("o", "#0072B2"), ("s", "#D55E00"), ("^", "#009E73")), strict=True))
     for axis, scale in zip(picture.subplots(1, len(scales), sharey=True), scales, strict=True):
         for component in components:
@@ -172,6 +179,12 @@ def follows_figure(rows: list[dict[str, Any]]) -> Figure:
     return picture
 
 
+def _figure(figsize: tuple[float, float]) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=figsize, layout="constrained")
+
+
 def _signed(row: dict[str, Any]) -> str:
     digits = 1 if row["measure"] == "words" else 3
     return f"{row['value']:+.{digits}f} [{row['low']:+.{digits}f}, {row['high']:+.{digits}f}]"
@@ -189,3 +202,9 @@ def _fill(path: Path, mark: str, text: str) -> None:
     if begin in old and end in old:
         new = f"{begin}\n{text}\n{end}"
         path.write_text(re.sub(f"{begin}.*{end}", lambda _: new, old, flags=re.DOTALL), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    here = Path(__file__).resolve().parent
+    for file in here.glob("results/*.json"):
+        draw(here, file.stem)

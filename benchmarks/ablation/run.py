@@ -146,9 +146,9 @@ def report(found: list[dict[str, Any]], scale: training.Scale, jobs: int, seeds:
     }
     device = scale.name if scale.name != "gpu" else _accelerator()
     packages = ("capreward", "numpy", "torch", "transformers")
-    if not quick:
-        page.write(HERE, device, rows, measures, found)
     finish(HERE, headline, details, quick, packages=packages, device=device)
+    if not quick and scale.name != "gpu":  # a lent machine may not be able to draw
+        page.draw(HERE, device)
 
 
 def _accelerator() -> str:
