@@ -3,8 +3,8 @@
     python benchmarks/ablation/gpu.py [--seeds 3] [--only NAME ...]     # the same as run.py --scale gpu; 9 minutes at most
     python benchmarks/ablation/page.py                                  # then, where there is matplotlib: figures and tables
 
-Besides torch, transformers, accelerate, scipy and pillow it needs pydantic (wheels: see benchmarks/trainer/gpu.py) and, downloaded in
-the same way, tensorboardX==2.6.5 and protobuf==7.36.2; no network.
+Besides torch, transformers, accelerate, scipy and pillow it needs pydantic (wheels: see benchmarks/trainer/gpu.py) and, downloaded
+in the same way, tensorboardX==2.6.5 and protobuf==7.36.2; no network.
 """
 
 from __future__ import annotations
