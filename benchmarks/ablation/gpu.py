@@ -1,10 +1,10 @@
 """The ablation at a larger size on a GPU: 9.3 million parameters, scenes of four to eight things, captions three times as long.
 
     python benchmarks/ablation/gpu.py [--seeds 3] [--only NAME ...]     # the same as run.py --scale gpu; 9 minutes at most
-    python benchmarks/ablation/page.py                                  # then, where there is matplotlib: figures and tables
+    python benchmarks/ablation/page.py                                  # then, where matplotlib is: figures and tables
 
-Besides torch, transformers, accelerate, scipy and pillow it needs pydantic (wheels: see benchmarks/trainer/gpu.py) and, downloaded
-in the same way, tensorboardX==2.6.5 and protobuf==7.36.2; no network.
+Besides torch, transformers, accelerate, scipy and pillow it needs pydantic (wheels: see benchmarks/trainer/gpu.py) and, in the
+same way, tensorboardX==2.6.5 and protobuf==7.36.2; no network.
 """
 
 from __future__ import annotations
