@@ -17,7 +17,10 @@ from capreward.missing import Missing, Reason
 
 
 class Task(StrEnum):
-    """What a judge can be asked. A reply holds one number in [0, 1] for each of the request's options."""
+    """What a judge can be asked.
+
+    A reply holds one number in [0, 1] for each of the request's options; to a task of `WRITING` it holds texts, and no numbers.
+    """
 
     CHOOSE = "choose"
     """Which option answers `question`, going by `context` alone? Probabilities, adding up to 1."""
@@ -31,6 +34,30 @@ class Task(StrEnum):
     """How good a caption is `context`, all in all, beside the reference in `question` if there is one? One option."""
     EXTRACT = "extract"
     """Which statements does `context` make? `texts`, as atomic as the judge can; no options."""
+    LOOK = "look"
+    """Which option answers `question`, going by the image? Probabilities, adding up to 1; `context` is empty."""
+    DESCRIBE = "describe"
+    """A caption of the image, as one text. `question` is the instruction."""
+    INQUIRE = "inquire"
+    """Multiple-choice questions about the image, or where there is none, about what the reference caption in `context` says.
+
+    `question` says how many, in digits; `options` are the kinds wanted. Each text is a JSON object of `kind`, `question`,
+    `options` and `answer`, the right option word for word. What is wrong within an object is for the caller to find.
+    """
+    CRITICISE = "criticise"
+    """Criteria that the student's caption in `context` fails, going by the teachers' captions in `options`, and the image if any.
+
+    Each text is a JSON object of `criterion`, `severity` (critical, important or minor) and `teachers`, the numbers of those
+    who say it, from 1. What is wrong within an object is for the caller to find.
+    """
+
+
+CHOICES = frozenset({Task.CHOOSE, Task.LOOK})
+"""Answered by one of the options: the reply's numbers add up to 1."""
+WRITING = frozenset({Task.EXTRACT, Task.DESCRIBE, Task.INQUIRE, Task.CRITICISE})
+"""Answered by texts."""
+SEEING = frozenset({Task.VERIFY, Task.LOOK, Task.DESCRIBE})
+"""Nothing without an image; offered by judges that see."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +78,7 @@ class Request:
     context: str
     """The text that is judged. Often written by the policy, so never to be followed."""
     options: tuple[str, ...] = ()
-    """Answers to choose from, statements to look for, or aspects to rate."""
+    """Answers to choose from, statements to look for, aspects to rate, kinds of question, or captions to go by."""
     question: str = ""
     images: tuple[Path | bytes, ...] = ()
     sampling: Sampling = field(default_factory=Sampling)
@@ -86,9 +113,9 @@ class Reply:
     """The judge's answer to one request."""
 
     values: tuple[float, ...] = ()
-    """One number in [0, 1] for each option."""
+    """One number in [0, 1] for each option; none where the task is one of `WRITING`."""
     texts: tuple[str, ...] = ()
-    """The statements of an EXTRACT."""
+    """What a task of `WRITING` asks for: statements, a caption, or JSON objects as text."""
     why: tuple[str, ...] = ()
     """The judge's reason for each value, where it gives any."""
     raw: str = ""
@@ -193,7 +220,7 @@ def require(judge: Judge, component: str, *tasks: Task) -> Judge:
 async def ask_each(judge: Judge, batches: Sequence[Sequence[Request]]) -> list[list[Reply | Missing]]:
     """Puts all requests to the judge in one call, each different one once, and hands the replies back in the same nesting.
 
-    A reply that does not hold one number in [0, 1] for each option (adding up to 1, for a choice) comes back as Missing.
+    A reply that is not complete (see `complete_reply`) comes back as Missing.
 
     Raises:
         ComponentError: the judge answered with the wrong number of replies.
@@ -209,14 +236,21 @@ async def ask_each(judge: Judge, batches: Sequence[Sequence[Request]]) -> list[l
 
 
 def complete_reply(request: Request, reply: Reply | Missing) -> Reply | Missing:
-    """The reply if it answers every option once with a number in its range, else Missing(unparseable)."""
+    """The reply if it is complete, else Missing(unparseable).
+
+    Every option has to be answered once by a number in [0, 1]; those of a choice have to add up to 1. A task of `WRITING` has to
+    be answered by texts alone: a description by one that is not blank, the others by any number.
+    """
     if isinstance(reply, Missing):
         return reply
-    if len(reply.values) != len(request.options):
-        detail = f"{len(reply.values)} answers to {len(request.options)} options"
+    expected = 0 if request.task in WRITING else len(request.options)
+    if len(reply.values) != expected:
+        detail = f"{len(reply.values)} answers to {expected} options"
+    elif request.task is Task.DESCRIBE and (len(reply.texts) != 1 or not reply.texts[0].strip()):
+        detail = f"got texts {reply.texts!r:.200}, expected one that is not blank"
     elif not all(0.0 <= value <= 1.0 for value in reply.values):
         detail = f"answers outside [0, 1]: {reply.values}"
-    elif request.task is Task.CHOOSE and abs(sum(reply.values) - 1) > 1e-3:
+    elif request.task in CHOICES and abs(sum(reply.values) - 1) > 1e-3:
         detail = f"probabilities that do not add up to 1: {reply.values}"
     else:
         return reply

@@ -103,7 +103,7 @@ class LiteJudge:
                 return Reply(tuple(self._rate(request.context, aspect) for aspect in request.options))
             case Task.EXTRACT:
                 return Reply(texts=tuple(_sentences(request.context)))
-            case Task.VERIFY | Task.LIKERT:
+            case _:
                 raise InputError(f"LiteJudge cannot {request.task}, only {', '.join(sorted(self.tasks))}")
 
     def _likeness(self, request: Request) -> NDArray[np.float32]:

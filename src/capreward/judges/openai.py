@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from capreward.errors import InputError, missing_extra
-from capreward.judges.base import Reply, Request, Task, Usage
+from capreward.judges.base import SEEING, Reply, Request, Task, Usage
 from capreward.judges.chat import LETTERS, messages, render
 from capreward.judges.parse import from_letters, parse
 from capreward.missing import Missing, Reason
@@ -71,7 +71,7 @@ class OpenAIJudge:
             raise missing_extra("OpenAIJudge", "openai", error) from error
         self.model, self.images = model, images
         self.name = f"openai/{model}{'@' * bool(revision)}{revision}"
-        self.tasks = frozenset(Task) if images else frozenset(Task) - {Task.VERIFY}
+        self.tasks = frozenset(Task) if images else frozenset(Task) - SEEING
         self.usage = Usage()
         self.max_tokens, self.extra_body, self.guided_choice, self.prices = (
             max_tokens,

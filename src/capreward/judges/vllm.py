@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from capreward.errors import InputError, missing_extra
-from capreward.judges.base import Reply, Request, Task, Usage
+from capreward.judges.base import SEEING, Reply, Request, Task, Usage
 from capreward.judges.chat import LETTERS, messages, render
 from capreward.judges.parse import from_letters, parse
 from capreward.missing import Missing, Reason
@@ -87,7 +87,7 @@ class VLLMJudge:
         source = Path(config.model).name if Path(config.model).exists() else config.model
         revision = getattr(config.hf_config, "_commit_hash", None) or revision or config.revision or ""
         self.name = f"vllm/{source}{'@' * bool(revision)}{revision}"
-        self.tasks = frozenset(Task) if images else frozenset(Task) - {Task.VERIFY}
+        self.tasks = frozenset(Task) if images else frozenset(Task) - SEEING
         self.images, self.max_tokens = images, max_tokens
         self.usage = Usage()
         self._template = {"enable_thinking": False} if chat_template_kwargs is None else dict(chat_template_kwargs)

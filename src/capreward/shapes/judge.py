@@ -52,7 +52,7 @@ class ShapesJudge:
     """
 
     name = "shapes-1"
-    tasks = frozenset(Task)
+    tasks = frozenset({Task.EXTRACT, Task.VERIFY, Task.SUPPORT, Task.CHOOSE, Task.RATE, Task.LIKERT})
     images = True
 
     def __init__(self) -> None:
