@@ -96,6 +96,18 @@ class TestForms:
     def test_path_as_text(self, write: Write) -> None:
         assert len(read_rollouts(str(write(*THREE_FORMS)))) == 5
 
+    def test_a_folder_stands_for_its_files(self, write: Write, tmp_path: Path) -> None:
+        (tmp_path / "b.png").write_bytes(png("white"))
+        write({"id": "b", "caption": "two", "image": "b.png"}, name="00001.jsonl")
+        write({"id": "a", "caption": "one"}, name="00000.jsonl")
+        write("{torn", name=".00002.jsonl")
+        assert [r.caption for r in read_rollouts(tmp_path)] == ["one", "two"]
+        assert [item.image for item in read_items(str(tmp_path))] == [None, tmp_path / "b.png"]
+
+    def test_a_folder_without_files(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match=r"a folder without \.jsonl or \.ndjson or \.parquet files"):
+            read_items(tmp_path)
+
 
 class TestItems:
     def test_leave_rollouts_alone(self, write: Write) -> None:

@@ -1,5 +1,7 @@
 """Read items and rollouts from JSONL, parquet, a Hugging Face dataset or any iterable of dicts; errors name file and line.
 
+A folder stands for the .jsonl and .parquet files in it, in the order of their names.
+
 A row is one of:
 
 - an item with its rollouts: the fields of `Item`, and `rollouts`, a list of captions or of `Rollout`'s fields;
@@ -24,6 +26,9 @@ from capreward.records import Item, Rollout
 R = TypeVar("R", Item, Rollout)
 Source = str | Path | Iterable[Mapping[str, Any]]
 
+ENDINGS = (".jsonl", ".ndjson", ".parquet")
+"""Of the files that are read."""
+
 
 def read_items(source: Source, *, columns: Mapping[str, str] | None = None) -> list[Item]:
     """The items of a file or dataset, each once; rows may be of any of the three kinds, rollouts are left alone.
@@ -32,12 +37,21 @@ def read_items(source: Source, *, columns: Mapping[str, str] | None = None) -> l
     """
     reader = _Reader()
     for place, row in _rows(source, columns):
-        if "item" not in row:
-            fields = {key: value for key, value in row.items() if key not in ("rollouts", "caption")}
-            reader.item(place, fields, new="caption" not in row)
-        elif isinstance(row["item"], Mapping):
-            reader.item(place, row["item"])
+        if (fields := _item_fields(row)) is not None:
+            reader.item(place, fields, new="caption" not in row and "item" not in row)
     return list(reader.items.values())
+
+
+def item_of(place: str, row: Any, base: Path = Path(), *, columns: Mapping[str, str] | None = None) -> Item:
+    """The item of one row of a file, for who reads a file in parts; image paths are relative to `base`.
+
+    Raises:
+        InputError: as in `read_rollouts`; the message begins with `place`.
+    """
+    fields = _item_fields(_fields(place, row, base, columns))
+    if fields is None:
+        raise InputError(f"{place}: item: got {row['item']!r}, expected the fields of an item")
+    return _Reader().item(place, fields)
 
 
 def read_rollouts(
@@ -46,8 +60,8 @@ def read_rollouts(
     """The rollouts of a file or dataset, in order.
 
     Args:
-        source: path of a .jsonl or .parquet file, a Hugging Face dataset, or any iterable of dicts. Image paths are relative to
-            the file; images that a dataset has decoded are kept as PNG bytes.
+        source: path of a .jsonl or .parquet file or of a folder of them, a Hugging Face dataset, or any iterable of dicts. Image
+            paths are relative to the file; images that a dataset has decoded are kept as PNG bytes.
         items: what rows may name by id in `item`.
         columns: field -> column, for data whose columns have other names, such as ``{"caption": "text", "id": "image_id"}``.
             When given, exactly these columns are read; without it, every column has to be a field.
@@ -176,19 +190,38 @@ def _build(kind: type[R], place: str, fields: Mapping[str, Any]) -> R:
         raise InputError(f"{place}: {error}") from None
 
 
+def _item_fields(row: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What a row of any kind says of its item; None if no more than its id."""
+    if "item" not in row:
+        return {key: value for key, value in row.items() if key not in ("rollouts", "caption")}
+    return row["item"] if isinstance(row["item"], Mapping) else None
+
+
 def _rows(source: Source, columns: Mapping[str, str] | None) -> Iterator[tuple[str, dict[str, Any]]]:
     """(place for errors, row) of each row, with columns renamed to fields, nulls dropped and images usable."""
+    if isinstance(source, str | Path) and Path(source).is_dir():
+        files = sorted(path for path in Path(source).iterdir() if path.suffix in ENDINGS and path.name[0] != ".")
+        if not files:
+            raise InputError(f"{source}: a folder without {' or '.join(ENDINGS)} files")
+        for path in files:
+            yield from _rows(path, columns)
+        return
     base = Path(source).parent if isinstance(source, str | Path) else Path()
     for place, row in _raw_rows(source):
-        if not isinstance(row, Mapping):
-            raise InputError(f"{place}: got {type(row).__name__}, expected an object with named fields")
-        if columns is not None:
-            row = _renamed(place, row, columns)
-        fields = _without_nulls(row)
-        for holder in (fields, fields.get("item")):
-            if isinstance(holder, dict) and "image" in holder:
-                holder["image"] = _image(holder["image"], base)
-        yield place, fields
+        yield place, _fields(place, row, base, columns)
+
+
+def _fields(place: str, row: Any, base: Path, columns: Mapping[str, str] | None) -> dict[str, Any]:
+    """A row with columns renamed to fields, nulls dropped and images usable."""
+    if not isinstance(row, Mapping):
+        raise InputError(f"{place}: got {type(row).__name__}, expected an object with named fields")
+    if columns is not None:
+        row = _renamed(place, row, columns)
+    fields: dict[str, Any] = _without_nulls(row)
+    for holder in (fields, fields.get("item")):
+        if isinstance(holder, dict) and "image" in holder:
+            holder["image"] = _image(holder["image"], base)
+    return fields
 
 
 def _renamed(place: str, row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
@@ -223,12 +256,17 @@ def _raw_rows(source: Source) -> Iterator[tuple[str, Any]]:
         with path.open("rb") as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
-                    yield f"{path}, line {number}", _parse(line, f"{path}, line {number}")
+                    yield f"{path}, line {number}", parse_line(line, f"{path}, line {number}")
     else:
         raise InputError(f"{path}: got a {path.suffix or 'nameless'} file, expected .jsonl or .parquet")
 
 
-def _parse(line: bytes, place: str) -> Any:
+def parse_line(line: bytes, place: str) -> Any:
+    """The value that a line of JSON holds.
+
+    Raises:
+        InputError: it holds none; the message begins with `place`.
+    """
     try:
         return json.loads(line)
     except (ValueError, RecursionError) as error:  # JSONDecodeError, UnicodeDecodeError, a number or nesting too long
