@@ -45,7 +45,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_name_and_tasks(done: dict[str, Any]) -> None:
     assert done["name"] == "vllm/smollm2-135m@r1"
-    assert done["tasks"] == ["choose", "extract", "likert", "rate", "support"]
+    assert done["tasks"] == ["choose", "criticise", "extract", "inquire", "likert", "rate", "support"]
 
 
 def test_choices_have_the_probabilities_that_transformers_gives_them(done: dict[str, Any]) -> None:

@@ -30,8 +30,8 @@ def test_dollars_of_a_text_stay_as_they_are() -> None:
 
 
 def test_every_task_has_its_prompt_and_scale() -> None:
-    assert set(PROMPTS) == set(Task)
-    assert set(SCALES) == set(Task) - {Task.CHOOSE, Task.EXTRACT}
+    assert set(PROMPTS) == set(Task) - {Task.LOOK, Task.DESCRIBE, Task.INQUIRE, Task.CRITICISE}
+    assert set(SCALES) == set(PROMPTS) - {Task.CHOOSE, Task.EXTRACT}
 
 
 def test_a_statement_about_an_image_stands_inside_the_marks() -> None:

@@ -21,7 +21,7 @@ from capreward.components import Precision
 from capreward.errors import InputError, MissingExtraError
 from capreward.judges import Judge, Reply, Request, Task
 from capreward.judges.base import Sampling
-from capreward.judges.encode import PROMPTS_HASH, fill
+from capreward.judges.encode import PROMPTS, PROMPTS_HASH, fill
 from capreward.judges.local import LocalJudge
 from capreward.missing import Reason
 
@@ -147,7 +147,7 @@ def test_an_empty_text_makes_no_option_likelier() -> None:
 
 def test_is_a_judge(judge: LocalJudge) -> None:
     assert isinstance(judge, Judge)
-    assert judge.tasks == set(Task) - {Task.VERIFY}
+    assert judge.tasks == set(PROMPTS) - {Task.VERIFY}
     assert not judge.images
     assert judge.name == f"local/LlamaForCausalLM@local+letters+{PROMPTS_HASH}"
 
@@ -341,7 +341,7 @@ class TestVision:
 
     def test_offers_what_takes_eyes(self, seeing: LocalJudge) -> None:
         assert seeing.images
-        assert seeing.tasks == set(Task)
+        assert seeing.tasks == set(PROMPTS)
 
     def test_verdicts_are_those_of_a_forward_for_each_statement(self, seeing: LocalJudge) -> None:
         loaded = prompts.load("local_verify")

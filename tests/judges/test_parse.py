@@ -7,6 +7,7 @@ from hypothesis import given, strategies as st
 
 from capreward import Missing, Reason
 from capreward.judges import Reply, Request, Task
+from capreward.judges.base import complete_reply
 from capreward.judges.parse import from_letters, parse
 
 CHOICE = Request(Task.CHOOSE, "A cup.", ("white", "blue", "red"), "Which colour?")
@@ -110,13 +111,90 @@ def test_statements() -> None:
     assert isinstance(parse(request, '{"statements": [1]}'), Missing)
 
 
+LISTS = {Task.INQUIRE: "questions", Task.CRITICISE: "criteria"}
+QUESTION = {"kind": "object", "question": "What is it?", "options": ["eine Tür", "a", "b", "c"], "answer": "eine Tür"}
+
+
+@pytest.mark.parametrize(("task", "key"), LISTS.items())
+class TestObjects:
+    def test_each_is_a_text_with_sorted_names(self, task: Task, key: str) -> None:
+        said = json.dumps({key: [QUESTION, {"odd": [None, 1.5]}, {}, QUESTION]})
+        reply = parse(Request(task, "A cup.", ("a", "b")), f"```json\n{said}\n```")
+        assert isinstance(reply, Reply)
+        first, odd, empty, again = reply.texts
+        assert first == again
+        assert first.startswith('{"answer": "eine Tür", "kind": "object", "options": ["eine Tür", "a"')
+        assert json.loads(first) == QUESTION
+        assert (odd, empty, reply.values) == ('{"odd": [null, 1.5]}', "{}", ())
+
+    def test_none_is_a_reply(self, task: Task, key: str) -> None:
+        said = json.dumps({key: []})
+        assert parse(Request(task, "A cup.", ("a",)), said) == Reply(raw=said)
+
+    @pytest.mark.parametrize(
+        ("text", "said"),
+        [
+            ("", "not JSON"),
+            ("Here are the questions.", "not JSON"),
+            ('{"KEY": [{"a": 1}', "not JSON"),
+            ("[{}]", "expected an object with a list"),
+            ('{"KEY": {}}', "expected an object with a list"),
+            ('{"KEY": null}', "expected an object with a list"),
+            ('{"KEY": [], "note": "all done"}', "alone"),
+            ('{"statements": ["a"]}', "expected an object with a list"),
+            ('{"KEY": ["What is it?"]}', "expected a list of objects"),
+            ('{"KEY": [{}, null]}', "expected a list of objects"),
+            ('{"KEY": [{"answer": "a", "answer": "b"}]}', "expected each once"),
+            ('{"KEY": [{"answer": NaN}]}', "cannot be written as JSON"),
+            ('{"KEY": [{"answer": 1e999}]}', "cannot be written as JSON"),
+            ('{"KEY": [{"answer": "\\ud800"}]}', "no Unicode"),
+            ('{"KEY": [{"\\udfff": "a"}]}', "no Unicode"),
+            ('{"KEY": [{"a": ' + "[" * 100_000 + "]" * 100_000 + "}]}", "not JSON"),
+            ('{"KEY": [{"a": ' + "9" * 10_000 + "}]}", "not JSON"),
+        ],
+    )
+    def test_what_are_no_objects(self, task: Task, key: str, text: str, said: str) -> None:
+        text = text.replace("KEY", key)
+        reply = parse(Request(task, "A cup.", ("a", "b")), text)
+        assert isinstance(reply, Missing)
+        assert (reply.reason, reply.raw) == (Reason.UNPARSEABLE, text)
+        assert said in reply.detail
+
+    @pytest.mark.parametrize("depth", [500, 900, 2_000, 10_000])
+    def test_depth(self, task: Task, key: str, depth: int) -> None:
+        text = f'{{"{key}": [{{"a": {"[" * depth}{"]" * depth}}}]}}'
+        reply = parse(Request(task, "A cup.", ("a",)), text)
+        assert isinstance(reply, Reply) or reply.reason is Reason.UNPARSEABLE
+
+
+def test_a_description_is_what_was_said() -> None:
+    request = Request(Task.DESCRIBE, "", (), "Describe it.", (b"x",))
+    assert parse(request, ' A cup.\n\n{"a": 1}\n') == Reply(texts=('A cup.\n\n{"a": 1}',), raw=' A cup.\n\n{"a": 1}\n')
+    for text in ("", " \n\t", "A \ud800 cup."):
+        reply = parse(request, text)
+        assert isinstance(reply, Missing)
+        assert (reply.reason, reply.raw) == (Reason.UNPARSEABLE, text)
+
+
+def test_what_is_seen_is_chosen_by_letter() -> None:
+    request = Request(Task.LOOK, "", ("white", "blue"), "Which colour?", (b"x",))
+    assert parse(request, "B.") == Reply((0.0, 1.0), raw="B.")
+    assert from_letters(request, {"A": 0.2, "B": 0.6}, "B").values == pytest.approx((0.25, 0.75))  # type: ignore[union-attr]
+    assert isinstance(parse(request, "blue"), Missing)
+
+
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(),
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
 )
+LISTED = st.dictionaries(st.sampled_from(["verdicts", "questions", "criteria"]), st.lists(JSON), min_size=1, max_size=1)
 
 
-@given(st.sampled_from(Task), st.text() | JSON.map(json.dumps) | JSON.map(lambda x: json.dumps({"verdicts": [x, x]})))
+@given(st.sampled_from(Task), st.text() | JSON.map(json.dumps) | LISTED.map(json.dumps))
 def test_whatever_it_says_is_a_complete_reply_or_missing(task: Task, text: str) -> None:
-    reply = parse(Request(task, "A cup.", ("a", "b") if task is not Task.EXTRACT else ()), text)
-    assert isinstance(reply, Missing) or len(reply.values) == (0 if task is Task.EXTRACT else 2)
+    request = Request(task, "A cup.", ("a", "b") if task is not Task.EXTRACT else ())
+    reply = parse(request, text)
+    assert complete_reply(request, reply) is reply
+    if task in LISTS and isinstance(reply, Reply):
+        assert all(isinstance(json.loads(each), dict) for each in reply.texts)
+    "".join(getattr(reply, "texts", ())).encode()

@@ -16,6 +16,7 @@ import pytest
 from capreward import Missing, Reason
 from capreward.errors import InputError, MissingExtraError
 from capreward.judges import Judge, Reply, Request, Task
+from capreward.judges.base import SEEING, Sampling
 from capreward.judges.vllm import VLLMJudge
 
 CHOICE = Request(Task.CHOOSE, "A cup.", ("white", "blue"), "Which colour?")
@@ -141,8 +142,27 @@ def test_name_says_model_and_revision(tmp_path: Path) -> None:
 
 def test_tasks() -> None:
     assert isinstance(VLLMJudge("m"), Judge)
-    assert VLLMJudge("m").tasks == set(Task) - {Task.VERIFY}
+    assert VLLMJudge("m").tasks == set(Task) - SEEING
     assert VLLMJudge("m", images=True).tasks == set(Task)
+
+
+def test_how_it_asks_tasks_that_look_and_write() -> None:
+    engine = Engine()
+    sampled = Sampling(temperature=0.6, seed=3)
+    look = Request(Task.LOOK, "", ("white", "blue"), "Which colour?", (b"x",))
+    drawn = Request(Task.LOOK, "", ("white", "blue"), "Which colour?", (b"x",), sampled)
+    describe = Request(Task.DESCRIBE, "", (), "Describe it.", (b"x",), sampled)
+    inquire = Request(Task.INQUIRE, "A cup.", ("object",), "2")
+    blind = Request(Task.LOOK, "", ("white", "blue"), "Which colour?")
+    _, replies = ask(engine, look, drawn, describe, inquire, blind, images=True, max_tokens=77)
+    assert replies[0] == Reply((pytest.approx(0.75), pytest.approx(0.25)), raw="A")
+    assert replies[2] == Reply(texts=(RATED,), raw=RATED)
+    assert [reply.reason for reply in replies[3:]] == [Reason.UNPARSEABLE, Reason.NO_IMAGE]
+    first, second, third, fourth = (sampling for _, sampling, _ in engine.asked)
+    assert first == SimpleNamespace(temperature=0, max_tokens=1, logprob_token_ids=[ord("A"), ord("B")])
+    assert (second.temperature, second.seed, second.structured_outputs.choice) == (0.6, 3, ["A", "B"])
+    assert third == SimpleNamespace(temperature=0.6, seed=3, max_tokens=77, structured_outputs=None)
+    assert (fourth.max_tokens, fourth.structured_outputs.json["required"]) == (77, ["questions"])
 
 
 def test_how_it_asks_and_what_it_counts() -> None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from capreward.judges.base import Reply, Request, Task, Usage
 from capreward.missing import Missing
 
-Answer = Reply | Missing | tuple[float, ...]
+Answer = Reply | Missing | tuple[float, ...] | tuple[str | Mapping[str, Any], ...]
 
 
 class FunctionJudge:
     """Answers each request with `answer(request)`, or all of them with one constant, and records what it was asked.
 
-    A tuple of numbers stands for a reply of these values.
+    A tuple of numbers stands for a reply of these values, one of texts for a reply of these texts. A mapping among the texts is
+    written as JSON, as `parse` writes questions and criteria.
     """
 
     def __init__(
@@ -34,4 +37,14 @@ class FunctionJudge:
         self.usage.requests += len(requests)
         self.usage.calls += len(requests)
         answers = [self.answer(request) if callable(self.answer) else self.answer for request in requests]
-        return [Reply(answer) if isinstance(answer, tuple) else answer for answer in answers]
+        return [_reply(answer) if isinstance(answer, tuple) else answer for answer in answers]
+
+
+def _reply(answer: tuple[Any, ...]) -> Reply:
+    if not any(isinstance(each, str | Mapping) for each in answer):
+        return Reply(answer)
+    return Reply(texts=tuple(each if isinstance(each, str) else _json(each) for each in answer))
+
+
+def _json(mapping: Mapping[str, Any]) -> str:
+    return json.dumps(mapping, ensure_ascii=False, sort_keys=True)

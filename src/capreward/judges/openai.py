@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from capreward.errors import InputError, missing_extra
-from capreward.judges.base import SEEING, Reply, Request, Task, Usage
-from capreward.judges.chat import LETTERS, messages, render
+from capreward.judges.base import CHOICES, SEEING, Reply, Request, Task, Usage
+from capreward.judges.chat import LETTERS, lacks_image, messages, render
 from capreward.judges.parse import from_letters, parse
 from capreward.missing import Missing, Reason
 
@@ -28,8 +28,8 @@ class OpenAIJudge:
     """A language model behind an OpenAI-compatible server.
 
     Choices are read from the probabilities of the first token (`top_logprobs`) where the server gives them, from the
-    letter that it wrote where not, or where the request asks for a sampled draw (temperature above 0). All else is
-    structured output by JSON schema, checked for completeness. It retries nothing and limits nothing; wrap it:
+    letter that it wrote where not, or where the request asks for a sampled draw (temperature above 0). A description is plain
+    text. All else is structured output by JSON schema, checked for completeness. It retries nothing and limits nothing; wrap it:
     ``Cached(Retried(Limited(OpenAIJudge(...), 64)), path)``.
 
     Args:
@@ -39,8 +39,8 @@ class OpenAIJudge:
         api_key: the environment's OPENAI_API_KEY when left out. It appears in no name, error, reply, log or cache, also where a
             server quotes it.
         revision: of the model, where the server's name does not say; part of `name` and so of every cache key.
-        images: whether the model sees images; with it, the task VERIFY is offered.
-        max_tokens: longest structured reply; one that hits it is Missing(truncated).
+        images: whether the model sees images; with it, the tasks VERIFY, LOOK and DESCRIBE are offered.
+        max_tokens: longest reply that is no choice; one that hits it is Missing(truncated).
         timeout: seconds for one call.
         extra_body: further fields of every request, such as ``{"chat_template_kwargs": {"enable_thinking": False}}``.
         guided_choice: constrain choices to the letters by vLLM's `structured_outputs`, for models too small to obey.
@@ -97,6 +97,8 @@ class OpenAIJudge:
 
         if request.images and not self.images:
             return self._failed(Reason.REFUSED, f"judge {self.name!r} was built with images=False and got an image")
+        if lacks_image(request):
+            return self._failed(Reason.NO_IMAGE, f"{request.task}: got no image")
         try:
             body = self._body(request)
         except OSError as error:
@@ -148,16 +150,15 @@ class OpenAIJudge:
         }
         if request.sampling.seed is not None:
             body["seed"] = request.sampling.seed
-        if chat.schema is None:
+        if request.task in CHOICES:
             body |= {"max_tokens": 4, "logprobs": True, "top_logprobs": 20}
             if self.guided_choice:
                 body["extra_body"]["structured_outputs"] = {"choice": list(LETTERS[: len(request.options)])}
         else:
+            body["max_tokens"] = self.max_tokens
+        if chat.schema is not None:
             schema = {"name": request.task.value, "schema": chat.schema, "strict": True}
-            body |= {
-                "max_tokens": self.max_tokens,
-                "response_format": {"type": "json_schema", "json_schema": schema},
-            }
+            body["response_format"] = {"type": "json_schema", "json_schema": schema}
         return body
 
     def _read(self, request: Request, completion: Any) -> Reply | Missing:
@@ -170,7 +171,7 @@ class OpenAIJudge:
         text = self._without_key(choice.message.content or "")
         if choice.finish_reason == "content_filter" or getattr(choice.message, "refusal", None):
             return Missing(Reason.REFUSED, self._safe(getattr(choice.message, "refusal", None) or "content filter"))
-        if request.task is not Task.CHOOSE:
+        if request.task not in CHOICES:
             if choice.finish_reason == "length":
                 return Missing(Reason.TRUNCATED, f"no end within {self.max_tokens} tokens: ...{text[-100:]!r}", text)
             return parse(request, text)

@@ -7,22 +7,27 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from capreward.judges.base import Reply, Request, Task
+from capreward.judges.base import CHOICES, Reply, Request, Task
 from capreward.judges.chat import LETTERS
 from capreward.missing import Missing, Reason
 
 _LETTER = re.compile(r"\(?([A-Z])\)?(?:[.):,\n].*)?", re.DOTALL)
 """Not before a space: "A" may be an article, and "I" a pronoun."""
+_LISTS = {Task.INQUIRE: "questions", Task.CRITICISE: "criteria"}
+"""Where the objects stand that are handed on as texts."""
 _FENCED = re.compile(r"\s*```(?:json)?\s*(.*?)```\s*", re.DOTALL)
 
 
 def parse(request: Request, text: str) -> Reply | Missing:
     """The reply that `text` holds.
 
-    Every option has to be answered exactly once and in its range; else Missing(unparseable), which keeps the text.
+    Every option has to be answered exactly once and in its range; else Missing(unparseable), which keeps the text. Questions and
+    criteria have to be objects; what these hold is handed on as it is, as JSON with sorted names.
     """
     try:
-        return _choice(request, text) if request.task is Task.CHOOSE else _structured(request, text)
+        if request.task in CHOICES:
+            return _choice(request, text)
+        return _description(text) if request.task is Task.DESCRIBE else _structured(request, text)
     except _Unusable as error:
         return Missing(Reason.UNPARSEABLE, f"{request.task}: {error}; the judge said {text[:200]!r}", text)
 
@@ -53,6 +58,12 @@ def _choice(request: Request, text: str) -> Reply:
     return Reply(tuple(float(letter == found[1]) for letter in letters), raw=text)
 
 
+def _description(text: str) -> Reply:
+    if not text.strip():
+        raise _Unusable("expected a description")
+    return Reply(texts=(_writable(text.strip()),), raw=text)
+
+
 def _structured(request: Request, text: str) -> Reply:
     fenced = _FENCED.fullmatch(text)
     try:
@@ -64,10 +75,31 @@ def _structured(request: Request, text: str) -> Reply:
         if not all(isinstance(statement, str) for statement in statements):
             raise _Unusable("expected statements that are texts")
         return Reply(texts=tuple(dict.fromkeys(s.strip() for s in statements if s.strip())), raw=text)
+    if request.task in _LISTS:
+        return Reply(texts=tuple(_as_text(entry) for entry in _list(data, _LISTS[request.task])), raw=text)
     key = "ratings" if request.task in (Task.RATE, Task.LIKERT) else "verdicts"
     entries = _numbered(_list(data, key), len(request.options))
     values = tuple(_value(request.task, entry) for entry in entries)
     return Reply(values, why=tuple(str(entry.get("why", "")) for entry in entries), raw=text)
+
+
+def _as_text(entry: Any) -> str:
+    """An object as JSON again, the same for the same object however it was spelled."""
+    if not isinstance(entry, dict):
+        raise _Unusable("expected a list of objects")
+    try:
+        return _writable(json.dumps(entry, ensure_ascii=False, sort_keys=True, allow_nan=False))
+    except (ValueError, RecursionError) as error:  # Python reads NaN, which is no JSON
+        raise _Unusable(f"got an object that cannot be written as JSON ({error})") from None
+
+
+def _writable(text: str) -> str:
+    """The text, if a file can hold it: JSON can spell half a character, and what judges write is kept."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise _Unusable(f"got a text that is no Unicode ({error.reason})") from None
+    return text
 
 
 def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

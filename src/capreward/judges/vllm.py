@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from capreward.errors import InputError, missing_extra
-from capreward.judges.base import SEEING, Reply, Request, Task, Usage
-from capreward.judges.chat import LETTERS, messages, render
+from capreward.judges.base import CHOICES, SEEING, Reply, Request, Task, Usage
+from capreward.judges.chat import LETTERS, Chat, lacks_image, messages, render
 from capreward.judges.parse import from_letters, parse
 from capreward.missing import Missing, Reason
 
@@ -38,14 +38,15 @@ class VLLMJudge:
     """A language model in vLLM's engine, in this process: no server, and all requests of an `ask` are one batch.
 
     Choices are read from the probabilities of the letters as the first token; where the request asks for a sampled draw
-    (temperature above 0), from the letter that was drawn. All else is structured output by JSON schema, checked for
-    completeness. A ready engine may be shared by several judges; whatever else uses it must not do so meanwhile.
+    (temperature above 0), from the letter that was drawn. A description is plain text. All else is structured output by JSON
+    schema, checked for completeness. A ready engine may be shared by several judges; whatever else uses it must not do so
+    meanwhile.
 
     Args:
         model: name or folder, or a ready `vllm.LLM`.
-        images: whether the model sees images; with it, the task VERIFY is offered.
+        images: whether the model sees images; with it, the tasks VERIFY, LOOK and DESCRIBE are offered.
         revision: branch, tag or commit on the hub; part of the judge's name.
-        max_tokens: longest structured reply; one that hits it is Missing(truncated).
+        max_tokens: longest reply that is no choice; one that hits it is Missing(truncated).
         chat_template_kwargs: for the model's chat template; ``{"enable_thinking": False}`` when left out.
         engine: options of `vllm.LLM`, such as ``max_model_len=8192, gpu_memory_utilization=0.4``.
 
@@ -119,13 +120,15 @@ class VLLMJudge:
         """Queues one request: its id in the engine, or why it has none."""
         if request.images and not self.images:
             return Missing(Reason.REFUSED, f"judge {self.name!r} was built with images=False and got an image")
+        if lacks_image(request):
+            return Missing(Reason.NO_IMAGE, f"{request.task}: got no image")
         chat = render(request)
         try:
             conversation = messages(chat, request.images)
         except OSError as error:
             return Missing(Reason.NO_IMAGE, str(error))
         try:
-            sampling = self._sampling(request, chat.schema)
+            sampling = self._sampling(request, chat)
             (sent,) = self._llm.enqueue_chat(
                 conversation, sampling, use_tqdm=False, chat_template_kwargs=self._template
             )
@@ -172,18 +175,19 @@ class VLLMJudge:
                 raise RuntimeError("the process of vLLM's engine died")
         return outputs.result()
 
-    def _sampling(self, request: Request, schema: Mapping[str, Any] | None) -> SamplingParams:
+    def _sampling(self, request: Request, chat: Chat) -> SamplingParams:
         from vllm import SamplingParams
         from vllm.sampling_params import StructuredOutputsParams
 
         temperature, seed = request.sampling.temperature, request.sampling.seed
-        if schema is None and not temperature:
+        form, length = None, self.max_tokens
+        if request.task in CHOICES and not temperature:
             tokens = [token for each in self._letters[: len(request.options)] for token in each]
             return SamplingParams(temperature=0, max_tokens=1, logprob_token_ids=tokens)
-        if schema is None:
+        if request.task in CHOICES:
             form, length = StructuredOutputsParams(choice=list(LETTERS[: len(request.options)])), 4
-        else:
-            form, length = StructuredOutputsParams(json=dict(schema)), self.max_tokens
+        elif chat.schema is not None:
+            form = StructuredOutputsParams(json=chat.schema)
         return SamplingParams(temperature=temperature, seed=seed, max_tokens=length, structured_outputs=form)
 
     def _read(self, request: Request, output: RequestOutput | Missing) -> Reply | Missing:
@@ -194,7 +198,7 @@ class VLLMJudge:
         self.usage.output_tokens += len(completion.token_ids)
         if completion.finish_reason in ("abort", "error"):
             return Missing(Reason.SERVER, f"vLLM ended the request by {completion.finish_reason}")
-        if request.task is Task.CHOOSE and not request.sampling.temperature:
+        if request.task in CHOICES and not request.sampling.temperature:
             first = completion.logprobs[0] if completion.logprobs else {}
             mass = [sum(math.exp(first[token].logprob) for token in each if token in first) for each in self._letters]
             return from_letters(request, dict(zip(LETTERS, mass, strict=True)), completion.text)
