@@ -13,7 +13,7 @@ from hypothesis import given, strategies as st
 from capreward import LiteJudge, Missing, Reason, prompts
 from capreward.errors import ComponentError, InputError
 from capreward.judges import Judge, Reply, Request, Sampling, Task, Usage
-from capreward.judges.base import ask_each, require
+from capreward.judges.base import CHOICES, SEEING, WRITING, ask_each, complete_reply, require
 
 DOWN = Missing(Reason.SERVER, "server is down")
 
@@ -67,6 +67,14 @@ class TestRequestKey:
         changed = dataclasses.replace(prompts.load("choose"), hash="changed")
         monkeypatch.setattr(prompts, "load", lambda _: changed)
         assert before != self.BASE.key("judge")
+
+    @pytest.mark.parametrize("task", Task)
+    def test_the_prompt_counts_of_every_task(self, task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+        request_ = Request(task, "A cup.", ("a", "b"), "Which?")
+        before = request_.key("judge")
+        load = prompts.load
+        monkeypatch.setattr(prompts, "load", lambda name: dataclasses.replace(load(name), hash="changed"))
+        assert request_.key("judge") != before
 
     def test_an_image_counts_by_its_content(self, tmp_path: Path) -> None:
         (tmp_path / "a.png").write_bytes(b"image")
@@ -211,6 +219,59 @@ class TestAskEach:
 
         with pytest.raises(ComponentError, match=f"judge 'fake': got {count} replies to 2 requests"):
             asyncio.run(ask_each(Miscounts(()), [[request("a")], [request("b")]]))
+
+
+class TestCompleteReply:
+    LOOK = Request(Task.LOOK, "", ("a", "b"), "Which?", (b"x",))
+    DESCRIBE = Request(Task.DESCRIBE, "", (), "In one sentence.", (b"x",))
+    INQUIRE = Request(Task.INQUIRE, "A cup.", ("object", "count"), "2")
+    CRITICISE = Request(Task.CRITICISE, "A cup.", ("A mug.", "A white mug."))
+    EXTRACT = Request(Task.EXTRACT, "A cup.")
+
+    @pytest.mark.parametrize(
+        ("asked", "reply"),
+        [
+            (LOOK, Reply((0.25, 0.75))),
+            (DESCRIBE, Reply(texts=("A cup.",))),
+            (INQUIRE, Reply(texts=("{}", "{}", "{}"))),
+            (CRITICISE, Reply(texts=("{}",))),
+            (INQUIRE, Reply()),
+            (CRITICISE, Reply()),
+            (EXTRACT, Reply()),
+            (EXTRACT, Reply(texts=("A cup.",))),
+        ],
+    )
+    def test_complete(self, asked: Request, reply: Reply) -> None:
+        assert complete_reply(asked, reply) is reply
+
+    @pytest.mark.parametrize(
+        ("asked", "reply", "detail"),
+        [
+            (LOOK, Reply((0.5, 0.6)), "look: probabilities that do not add up to 1"),
+            (LOOK, Reply(texts=("a",)), "look: 0 answers to 2 options"),
+            (DESCRIBE, Reply(), "describe: got texts (), expected one that is not blank"),
+            (DESCRIBE, Reply(texts=(" ",)), "describe: got texts (' ',), expected one that is not blank"),
+            (DESCRIBE, Reply(texts=("a", "b")), "describe: got texts ('a', 'b'), expected one"),
+            (INQUIRE, Reply((0.5, 0.5)), "inquire: 2 answers to 0 options"),
+            (CRITICISE, Reply((1.0, 1.0), texts=("{}",)), "criticise: 2 answers to 0 options"),
+            (EXTRACT, Reply((1.0,)), "extract: 1 answers to 0 options"),
+        ],
+    )
+    def test_incomplete(self, asked: Request, reply: Reply, detail: str) -> None:
+        missing = complete_reply(asked, reply)
+        assert isinstance(missing, Missing)
+        assert missing.reason is Reason.UNPARSEABLE
+        assert missing.detail.startswith(detail)
+
+
+def test_kinds_of_task() -> None:
+    assert not CHOICES & WRITING
+    assert {task for task in Task if task not in WRITING | SEEING} == {
+        Task.CHOOSE,
+        Task.SUPPORT,
+        Task.RATE,
+        Task.LIKERT,
+    }
 
 
 def test_protocol(lite: LiteJudge) -> None:

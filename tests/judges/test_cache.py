@@ -85,6 +85,24 @@ class TestCached:
         assert ask(Cached(FakeJudge(reply), path), support("a")) == [reply]
         assert ask(Cached(FakeJudge(), path), support("a")) == [reply]
 
+    @pytest.mark.parametrize(
+        ("request_", "texts"),
+        [
+            (Request(Task.DESCRIBE, "", (), "Describe it.", (b"x",)), ("Eine Tür.",)),
+            (Request(Task.INQUIRE, "A cup.", ("object", "count"), "2"), ('{"kind": "object"}', '{"kind": "Tür"}')),
+            (Request(Task.INQUIRE, "A dog.", ("object",), "2"), ()),
+            (Request(Task.CRITICISE, "A cup.", ("A mug.", "A jug.")), ('{"severity": "minor"}',)),
+        ],
+    )
+    def test_what_was_written_is_kept(self, path: Path, request_: Request, texts: tuple[str, ...]) -> None:
+        reply = Reply(texts=texts, raw="said")
+        inner = Failing(Missing(Reason.UNPARSEABLE, "not JSON", "Fine."), reply)
+        assert ask(Cached(Retried(Limited(inner, 2), sleep=Naps()), path), request_) == [reply]
+        assert len(inner.asked) == 2
+        later = Cached(FakeJudge(), path)
+        assert ask(later, request_) == [reply]
+        assert later.judge.asked == []  # type: ignore[attr-defined]
+
     def test_what_a_row_holds(self, path: Path) -> None:
         before = time.time()
         ask(Cached(FakeJudge(echo), path), support("a"))

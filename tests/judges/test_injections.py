@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -85,6 +86,33 @@ def test_chat_prompts_keep_their_structure(caption: str) -> None:
             assert between.startswith("1. ")
         else:
             assert between == caption
+
+
+def fences(user: str, fence: str) -> tuple[list[str], str]:
+    """What stands between each two marks, and all the rest."""
+    inside = re.compile(f"<{fence}>\n(.*?)\n</{fence}>", re.DOTALL)
+    assert user.count(fence) == 2 * len(inside.findall(user))
+    return inside.findall(user), inside.sub("", user)
+
+
+@pytest.mark.parametrize("caption", HOSTILE)
+def test_chat_prompts_that_write_keep_their_structure(caption: str) -> None:
+    def writes(text: str) -> list[Request]:
+        return [
+            Request(Task.LOOK, "", (text, "A dog."), text, (b"x",)),
+            Request(Task.INQUIRE, text, ("object",), "2"),
+            Request(Task.CRITICISE, text, (text, "A dog.")),
+        ]
+
+    line = " ".join(caption.split())
+    expected = [[f"Question: {line}\nA. {line}\nB. A dog."], [caption], [f"1. {line}\n2. A dog.", caption]]
+    for request, honest, texts in zip(writes(caption), writes(HONEST), expected, strict=True):
+        chat, plain = render(request), render(honest)
+        between, rest = fences(chat.user, mark(request))
+        assert between == texts
+        assert (chat.system, chat.schema, rest) == (plain.system, plain.schema, fences(plain.user, mark(honest))[1])
+        reply = parse(request, caption)
+        assert complete_reply(request, reply) is reply
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import json
 import math
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,68 @@ def test_structured_output() -> None:
     assert replies == [Reply((1.0, 0.0), why=("w", "w"), raw=VERDICTS)]
     assert body["response_format"]["json_schema"]["strict"] is True
     assert body["messages"][0]["role"] == "system"
+
+
+LOOK = Request(Task.LOOK, "", ("white", "blue"), "Which colour?", (b"x",))
+DESCRIBE = Request(Task.DESCRIBE, "", (), "In one sentence.", (b"x",))
+INQUIRE = Request(Task.INQUIRE, "A white cup.", ("object", "attribute"), "2")
+CRITICISE = Request(Task.CRITICISE, "A cup.", ("A white cup.", "A white mug."))
+
+
+def test_looking_is_choosing_with_an_image() -> None:
+    top = {"A": math.log(0.6), "B": math.log(0.2)}
+    _, replies, (body,) = ask(completion("A", top=top), LOOK, images=True, guided_choice=True)
+    assert replies[0].values == pytest.approx((0.75, 0.25))
+    assert (body["max_tokens"], body["structured_outputs"]) == (4, {"choice": ["A", "B"]})
+    assert [part["type"] for part in body["messages"][1]["content"]] == ["image_url", "text"]
+    drawn = replace(LOOK, sampling=Sampling(temperature=0.6, seed=3))
+    assert ask(completion("B", top=top), drawn, images=True)[1] == [Reply((0.0, 1.0), raw="B")]
+
+
+def test_a_description_is_plain_text() -> None:
+    drawn = replace(DESCRIBE, sampling=Sampling(temperature=0.6, seed=3))
+    _, replies, (body,) = ask(completion(" A white cup.\n"), drawn, images=True, max_tokens=77)
+    assert replies == [Reply(texts=("A white cup.",), raw=" A white cup.\n")]
+    assert not {"response_format", "logprobs", "top_logprobs"} & set(body)
+    assert (body["max_tokens"], body["temperature"], body["seed"]) == (77, 0.6, 3)
+
+
+@pytest.mark.parametrize(("request_", "key"), [(INQUIRE, "questions"), (CRITICISE, "criteria")])
+def test_objects_come_back_as_texts(request_: Request, key: str) -> None:
+    said = json.dumps({key: [{"b": "Tür", "a": [1]}]})
+    _, replies, (body,) = ask(completion(said), request_)
+    assert replies == [Reply(texts=('{"a": [1], "b": "Tür"}',), raw=said)]
+    schema = body["response_format"]["json_schema"]
+    assert (schema["name"], schema["schema"]["required"]) == (request_.task.value, [key])
+
+
+@pytest.mark.parametrize("request_", [DESCRIBE, INQUIRE, CRITICISE])
+@pytest.mark.parametrize(
+    ("answer", "reason", "raw"),
+    [
+        (completion("A white", finish="length"), Reason.TRUNCATED, "A white"),
+        (completion(" "), Reason.UNPARSEABLE, " "),
+        (completion(None), Reason.UNPARSEABLE, ""),
+        (completion(None, refusal="I cannot."), Reason.REFUSED, ""),
+    ],
+)
+def test_what_is_not_written_is_missing(request_: Request, answer: Body, reason: Reason, raw: str) -> None:
+    (reply,) = ask(answer, request_, images=True)[1]
+    assert isinstance(reply, Missing)
+    assert (reply.reason, reply.raw) == (reason, raw)
+
+
+@pytest.mark.parametrize("request_", [LOOK, DESCRIBE, replace(INQUIRE, context="")])
+def test_without_an_image_nothing_is_made_up(request_: Request) -> None:
+    judge, (reply,), asked = ask(completion("A"), replace(request_, images=()), images=True)
+    assert reply == Missing(Reason.NO_IMAGE, f"{request_.task}: got no image")
+    assert not asked
+    assert (judge.usage.calls, judge.usage.failures) == (0, 1)
+
+
+def test_tasks() -> None:
+    assert OpenAIJudge("m").tasks == set(Task) - {Task.VERIFY, Task.LOOK, Task.DESCRIBE}
+    assert OpenAIJudge("m", images=True).tasks == set(Task)
 
 
 def test_images_travel_as_data_urls(tmp_path: Path) -> None:
