@@ -227,7 +227,7 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         RUBICAP,
-        "... from a start in which one caption in six praises itself",
+        "... from a start in which one caption in nine praises itself",
         "appears",
         "chatty, Likert, wants completeness",
         "start, chatty",
