@@ -56,7 +56,10 @@ LAYERS = [
     {"sweep", "probe_report", "evaluate.agreement_report"},
     {"evaluate.report"},
     {"evaluate.command"},
+    {"cli.options"},
+    {f"cli.{name}" for name in ("score", "train", "serve", "ablate", "evaluate")},
     {"cli"},
+    {"cli.__main__"},
 ]  # fmt: skip
 """From the bottom up. A module may import from the layers below its own, never from its own or from above."""
 
@@ -86,7 +89,7 @@ HOMES = {
     "punkt": {"judges.lite"},
     "pyarrow": {"data", "ledger", "curate.sources"},
     "ray": {"curate.ray"},
-    "rich": {"report", "evaluate.report", "sweep", "cli", "probe_report", "evaluate.agreement_report"},
+    "rich": {"report", "evaluate.report", "sweep", "cli.options", "probe_report", "evaluate.agreement_report"},
     "scipy": {"evaluate.arena", "evaluate.agreement", "evaluate.labels"},
     "sentence_transformers": {"judges.lite"},
     "starlette": {"adapters.server"},

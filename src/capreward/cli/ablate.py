@@ -1,0 +1,99 @@
+"""`capreward ablate`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from capreward.cli.options import Commands, check_writable, status, weight
+from capreward.data import replacing
+from capreward.errors import InputError
+
+if TYPE_CHECKING:
+    from capreward.ablation import Variant
+
+
+def add(commands: Commands) -> None:
+    """Adds the command to the command line."""
+    ablate = commands.add_parser(
+        "ablate",
+        help="ask of recorded rollouts: what if?",
+        description="Computes other weights, gates and estimators on the rollouts of a ledger, beside what was recorded, and "
+        "writes one HTML page. No judge is asked (docs/ablation.md). Where no weights, component or mask are named: each weight "
+        "doubled, each component dropped.",
+        epilog="examples:\n"
+        "  capreward ablate run/ledger --out report.html\n"
+        "  capreward ablate run/ledger --weights fluency=2,qa=0.5 --drop rubric --length-mask fluency=0.5:1.5 --out report.html",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    ablate.add_argument("ledger", type=Path, help="folder that LedgerWriter wrote")
+    ablate.add_argument(
+        "--weights",
+        action="append",
+        default=[],
+        metavar="NAME=W,NAME=W",
+        help="a variant with these weights; the others stay as recorded; repeatable",
+    )
+    ablate.add_argument(
+        "--drop", action="append", default=[], metavar="NAME", help="a variant without this component; repeatable"
+    )
+    ablate.add_argument(
+        "--length-mask",
+        action="append",
+        default=[],
+        metavar="TARGET=LOW:HIGH",
+        help="a variant with this mask in the place of the recorded gates; repeatable",
+    )
+    ablate.add_argument(
+        "--estimators",
+        default="gdpo,grpo",
+        metavar="NAME,NAME",
+        help="to compare; each but gdpo is a variant (default: gdpo,grpo)",
+    )
+    ablate.add_argument("--out", type=Path, required=True, metavar="FILE", help="the page, such as report.html")
+    ablate.add_argument("--seed", type=int, default=0, help="of the bootstrap intervals (default: 0)")
+    ablate.set_defaults(run=_ablate)
+
+
+def _ablate(arguments: argparse.Namespace) -> None:
+    from capreward.ablation import Ablation, Variant, default_variants
+    from capreward.ablation_report import make_report
+    from capreward.ledger import Ledger
+
+    asked = _variants(arguments)
+    estimators = arguments.estimators.split(",")
+    if arguments.out.is_dir():
+        raise InputError(f"--out: got {str(arguments.out)!r}, a folder; expected a file, such as report.html")
+    check_writable(arguments.out.absolute().parent)
+    with status("reading the ledger"):
+        ablation = Ablation(Ledger(arguments.ledger), seed=arguments.seed)
+    variants = {name: Variant(estimator=name) for name in estimators if name != "gdpo"}
+    variants |= asked or default_variants(ablation, ())
+    report = make_report(ablation, variants, estimators=estimators, progress=True)
+    arguments.out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with replacing(arguments.out) as path:
+        path.write_text(report.page, encoding="utf-8")
+    print(*report.in_short, *report.warnings, f"wrote {arguments.out}", sep="\n")
+
+
+def _variants(arguments: argparse.Namespace) -> dict[str, Variant]:
+    """What the options of `ablate` ask for but estimators, by what the page calls it."""
+    from capreward.ablation import Variant
+    from capreward.components import LengthMask
+
+    variants = {}
+    for text in arguments.weights:
+        weights = dict(weight(part, "--weights") for part in text.split(","))
+        variants[text.replace(",", ", ")] = Variant(weights=weights)
+    for name in arguments.drop:
+        variants[f"without {name}"] = Variant(drop=(name,))
+    for text in arguments.length_mask:
+        target, _, bounds = text.partition("=")
+        try:
+            low, high = map(float, bounds.split(":"))
+        except ValueError:
+            expected = "TARGET=LOW:HIGH, such as fluency=0.5:2"
+            raise InputError(f"--length-mask: got {text!r}, expected {expected}") from None
+        variants[f"mask {target} {low:g} to {high:g}"] = Variant(gates=[LengthMask(target, low=low, high=high)])
+    return variants
