@@ -348,8 +348,8 @@ class Folder(_Indexed):
 class Webdataset(_Indexed):
     """.tar files in which the files of an item share a key: KEY.jpg (or .png, .webp, ...), and KEY.json or KEY.txt or both.
 
-    The key, the path up to the first dot of the file's name, is the item's id. Keys of KEY.json that are fields of `Item` are
-    taken as those, others as metadata; KEY.txt is a reference caption, unless the .json gives references. Files that are
+    The key, the path up to the first dot of the file's name, is the item's id. Keys of KEY.json that are fields of `Item`
+    other than the id and the image are taken as those, the rest as metadata; KEY.txt is a reference caption, unless the .json gives references. Files that are
     none of these are left out. Images become part of the item, encoded as they are.
 
     A tar that breaks off gives what it holds, and one fault.
@@ -431,6 +431,10 @@ def _members(path: Path) -> Iterator[tuple[str, int, int]]:
                     return
                 if member.isreg():
                     yield member.name, member.offset_data, member.size
+            # tarfile takes a file that ends in the middle of a header, or before the zeros that end it, for one that is whole
+            tar.fileobj.seek(tar.offset)
+            if tar.fileobj.read(512) != bytes(512):
+                yield "it has no end", -1, 0
         except tarfile.TarError as error:
             yield str(error), -1, 0
 
