@@ -299,8 +299,8 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("make", "message"),
         [
-            (lambda item: "text", "got 'text', expected Curated or Missing"),
-            (lambda item: Curated(Item(id="other"), {"made": ""}), "its id became 'other'"),
+            (lambda _: "text", "got 'text', expected Curated or Missing"),
+            (lambda _: Curated(Item(id="other"), {"made": ""}), "its id became 'other'"),
             (lambda item: Curated(item, {"made": "", "what": object()}), "a record that is not JSON-ready"),
         ],
     )

@@ -56,8 +56,8 @@ def run_on_ray(
         raise missing_extra("run_on_ray", "ray", error) from error
     require_positive("run_on_ray", shard_size=shard_size, workers=workers, at_once=at_once)
     of_tasks = {name: remote[name] for name in ("num_cpus", "num_gpus", "resources", "memory") if name in remote}
-    asked = ray.remote(_describe).options(max_calls=1, **of_tasks).remote(stage_factory)
-    name, described = ray.get(asked)
+    describing = ray.remote(max_calls=1, **of_tasks or {"num_cpus": 1})(_describe)  # its process ends with it
+    name, described = ray.get(describing.remote(stage_factory))
     with opened(name, described, source, Path(out).absolute(), shard_size, resume=resume) as work:
         todo = work.todo(again=again)
         shards = [{"shard": pickle.dumps(shard)} for shard in todo.shards]

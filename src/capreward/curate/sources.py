@@ -348,9 +348,9 @@ class Folder(_Indexed):
 class Webdataset(_Indexed):
     """.tar files in which the files of an item share a key: KEY.jpg (or .png, .webp, ...), and KEY.json or KEY.txt or both.
 
-    The key, the path up to the first dot of the file's name, is the item's id. Keys of KEY.json that are fields of `Item`
-    other than the id and the image are taken as those, the rest as metadata; KEY.txt is a reference caption, unless the .json gives references. Files that are
-    none of these are left out. Images become part of the item, encoded as they are.
+    The key, the path up to the first dot of the file's name, is the item's id. Keys of KEY.json that are fields of `Item` other
+    than the id and the image are taken as those, the rest as metadata; KEY.txt is a reference caption, unless the .json gives
+    references. Files that are none of these are left out. Images become part of the item, encoded as they are.
 
     A tar that breaks off gives what it holds, and one fault.
 
@@ -454,6 +454,8 @@ def _sample(place: str, key: str, files: Mapping[str, tuple[int, int]], tar: Any
         raise InputError(f"{place}: got {' and '.join(images)}, expected one image")
     if images:
         fields["image"] = content(images[0])
+        if fault := _fault_at_start(fields["image"]):
+            raise InputError(f"{place}: {fault}")
     if ".txt" in files and (text := content(".txt").decode("utf-8", "replace").strip()):
         fields["references"] = [text]
     if ".json" in files:
@@ -522,6 +524,10 @@ def _fault_of(image: Path | bytes | None) -> str:
                 image = file.read(16)
         except OSError as error:
             return f"its image cannot be read: {error}"
-    if not isinstance(image, bytes) or image.startswith(_STARTS):
-        return ""
-    return f"its image is none of {', '.join(IMAGES)}: it begins with {image[:16]!r}"
+        return _fault_at_start(image)
+    return ""  # bytes may be of a kind that nobody has named
+
+
+def _fault_at_start(image: bytes) -> str:
+    known = image.startswith(_STARTS)
+    return "" if known else f"its image is none of {', '.join(IMAGES)}: it begins with {image[:16]!r}"
