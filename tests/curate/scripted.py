@@ -90,13 +90,13 @@ class Endless:
 
 
 class Slow(Scripted):
-    """Takes 2 ms a shard, so that a kill meets it anywhere."""
+    """Takes 10 ms a shard, so that a kill meets it anywhere."""
 
     def __init__(self) -> None:
         super().__init__(every_seventh_fails, judges=(judge(),))
 
     async def curate(self, items: Sequence[Item]) -> list[Outcome]:
-        await asyncio.sleep(0.002)
+        await asyncio.sleep(0.01)
         return await super().curate(items)
 
 

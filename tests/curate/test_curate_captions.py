@@ -87,6 +87,24 @@ class TestCaptions:
         assert rollouts[0].item.image == b"0"
         assert as_references(items)[0].references == ("A red cup.",)
 
+    def test_a_server_that_fails_for_a_while(self, tmp_path: Path) -> None:
+        up = [False]
+
+        def answer(request: Request) -> Any:
+            healthy = up[0] or request.images[0] in (b"0", b"3")
+            return Reply(texts=("A red cup.",)) if healthy else Missing(Reason.SERVER, "503")
+
+        judge, items = describer(answer), [Item(id=f"{n}", image=b"%d" % n) for n in range(5)]
+        first = run(Captions(judge), Listed(items), tmp_path, shard_size=2, progress=False)
+        assert (first.items, first.dead) == (2, {"server": 3})
+        up[0], judge.asked = True, []
+        assert run(Captions(judge), Listed(items), tmp_path, shard_size=2, progress=False).dead == {"server": 3}
+        second = run(Captions(judge), Listed(items), tmp_path, shard_size=2, progress=False, again=True)
+        assert (second.items, second.dead) == (5, {})
+        assert [request.images for request in judge.asked] == [(b"1",), (b"2",), (b"4",)]
+        assert second.usage["teacher"].calls == 8
+        assert [item.id for item in read_items(tmp_path / "items")] == ["0", "1", "2", "3", "4"]
+
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
