@@ -211,6 +211,12 @@ def test_given_captions() -> None:
     assert outcome == Missing(Reason.NO_REFERENCE, "item 'cup' has fewer than 2 teachers' captions")
 
 
+def test_an_item_without_a_students_caption() -> None:
+    made = Rubrics(lambda _: ["cup", "cup"], FunctionJudge(()), FunctionJudge(()), student=lambda _: None)
+    (outcome,) = curate(made, Item(id="cup"))
+    assert outcome == Missing(Reason.NO_REFERENCE, "item 'cup' has no student's caption")
+
+
 def test_the_others_go_on_without_a_teacher_that_failed() -> None:
     made = stage(entry(), told=TOLD | {"three": TIMEOUT})
     (outcome,) = curate(made)

@@ -32,14 +32,15 @@ class Rubrics:
         teachers: judges that describe the image, of different names; or a function that gives an item's captions.
         writer: criticises; sees the image too if it sees images and the item has one.
         judge: says whether a caption meets a criterion; the one that the reward will ask, or a stronger one.
-        student: a judge that describes the image, or a function that gives the caption of an item.
+        student: a judge that describes the image, or a function that gives the caption of an item, None if it has none.
         agree: captions of teachers that have to meet a criterion.
         weights: of each severity; another severity makes a criterion malformed.
         instruction: to teachers and student, where they are judges.
 
     Missing: no image to describe (`no_image`); fewer than `agree` teachers' captions (`no_reference`, or why the teacher
-    failed); the student, the writer or the judge failed. A teacher that fails is recorded, and the others go on while
-    they are enough. An empty rubric is a result: the student made no mistake that teachers agree on.
+    failed); no student's caption (`no_reference`); the student, the writer or the judge failed. A teacher that fails is
+    recorded, and the others go on while they are enough. An empty rubric is a result: the student made no mistake that
+    teachers agree on.
     """
 
     name = "rubrics"
@@ -50,7 +51,7 @@ class Rubrics:
         writer: Judge,
         judge: Judge,
         *,
-        student: Judge | Callable[[Item], str],
+        student: Judge | Callable[[Item], str | None],
         agree: int = 2,
         weights: Mapping[str, float] = WEIGHTS,
         instruction: str = INSTRUCTION,
@@ -69,7 +70,7 @@ class Rubrics:
         if not instruction.strip():
             raise InputError("Rubrics: got an empty instruction")
         self.student: Judge | None = None
-        self.given_student: Callable[[Item], str] | None = None
+        self.given_student: Callable[[Item], str | None] | None = None
         if isinstance(student, Judge):
             self.student = sees(student, "Rubrics", Task.DESCRIBE)
         elif callable(student):
@@ -90,8 +91,8 @@ class Rubrics:
         """Settings, judges and prompts."""
         describing = [Task.DESCRIBE] if self.student is not None or self.teachers else []
         return {
-            "teachers": [teacher.name for teacher in self.teachers] or "given captions",
-            "student": "given captions" if self.student is None else self.student.name,
+            "teachers": [teacher.name for teacher in self.teachers] or _name(self.given),
+            "student": _name(self.given_student) if self.student is None else self.student.name,
             "writer": self.writer.name,
             "writer_sees": "captions and image" if self.writer.images else "captions",
             "judge": self.judge.name,
@@ -155,9 +156,12 @@ class Rubrics:
                 teachers.append({"teacher": name, "caption": text})
         if len(teachers) < self.agree:
             return missing
-        student = told[-1] if self.given_student is None else clean(self.given_student(item))
+        student = told[-1] if self.given_student is None else self.given_student(item)
+        if student is None:
+            return Missing(Reason.NO_REFERENCE, f"item {item.id!r} has no student's caption")
         if isinstance(student, Missing):
             return student
+        student = clean(student)
         return {"teachers": teachers, "student": student, "failed": failed}
 
     def _critique(self, item: Item, captions: Mapping[str, Any]) -> Request:
@@ -228,6 +232,11 @@ class Rubrics:
             if criterion["verdict"] == "kept"
         )
         return Curated(item.model_copy(update={"rubric": rubric}), {**captions, "criteria": list(criteria)})
+
+
+def _name(given: object) -> str:
+    """Of a function that gives captions: its own, if it has one, so that a run does not go on with others."""
+    return str(getattr(given, "name", "given captions"))
 
 
 def malformed(entry: Mapping[str, Any], severities: Mapping[str, float]) -> str:
