@@ -515,6 +515,12 @@ class TestErrors:
         (["agree", "--help"], ["--resamples", "--seed", "--judge", "--cache", "--out"]),
         (["evaluate", "--help"], ["--by", "--metrics", "--budget", "--baselines", "--draws", "--judge", "--out", "examples"]),
         (["verl-overrides", "--help"], ["FILE[:NAME]", "--mode", "--legacy", "example"]),
+        (["curate", "--help"], ["questions", "rubrics", "references"]),
+        (["curate", "questions", "--help"], ["SOURCE", "--writer", "--sight", "--blind", "--guessed-at-most", "example:"]),
+        (["curate", "rubrics", "--help"], ["--teachers", "--teacher-captions", "--student-captions", "--agree", "example:"]),
+        (["curate", "references", "--help"], ["--describer", "--extractor", "--verifier", "--keep-old", "example:"]),
+        (["annotate", "--help"], ["--captioner", "--checkpoint", "--max-tokens", "--seed", "example:"]),
+        (["annotate", "--help"], ["--base-url", "--price ", "--dry-run", "--sample", "--limit", "--again", "--workers"]),
         (["--version"], [f"capreward {__version__}"]),
     ],
 )  # fmt: skip

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from capreward import __version__
-from capreward.cli import ablate, evaluate, score, serve, train
+from capreward.cli import ablate, curate, evaluate, score, serve, train
 from capreward.cli.options import SUITES
 from capreward.errors import CaprewardError
 
@@ -30,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         again |= dict.fromkeys(
             (train.run_sweep, evaluate.run_evaluate), "the same command goes on from the last checkpoint"
         )
+        makers = (curate.run_questions, curate.run_rubrics, curate.run_references, curate.run_annotate)
+        again |= dict.fromkeys(makers, "the same command goes on where it ended")
         print("; ".join(filter(None, ("capreward: interrupted", again.get(arguments.run)))), file=sys.stderr)
         return 130
     return status or 0
@@ -39,6 +41,6 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="capreward", description="Multi-objective rewards for image captioners.")
     parser.add_argument("--version", action="version", version=f"capreward {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for family in (score, train, serve, ablate, evaluate):
+    for family in (score, train, serve, ablate, evaluate, curate):
         family.add(commands)
     return parser
