@@ -36,7 +36,7 @@ from capreward.curate.questions import FREE_RULES, RULES, Questions, minilm
 from capreward.curate.rubrics import WEIGHTS, Rubrics
 from capreward.curate.stage import Curated
 from capreward.intervals import interval, means, resamples
-from capreward.shapes import Scene, caption, claims, imperfect, items
+from capreward.shapes import Kind, Scene, caption, claims, imperfect, items
 from capreward.shapes.language import COMMENTARY, said, truths, units
 
 FOLDER = Path(__file__).parent
@@ -556,23 +556,46 @@ def rubrics_of(
 
 
 def rewarded(outcomes: Sequence[Curated], pictures: Mapping[str, Scene], planted: Mapping[str, Any], judge: Any) -> Row:
-    """The rubric reward of the student's caption, of one with half of the mistakes repaired, and of one without any."""
+    """The rubric reward of the student's caption, of one with half of the mistakes repaired, and of one without any.
+
+    And of that one with the false criteria met too: where it earns more, the reward pays for saying what is not so.
+    """
     mine = [o.item for o in outcomes if o.item.rubric and len(planted[o.item.id]) > 1]
     rollouts = []
     for item in mine:
         theirs = planted[item.id]
         half = random.Random(f"half {item.id}").sample(theirs, len(theirs) // 2)
         texts = [tell(pictures[item.id], left) for left in (theirs, half, [])]
+        texts.append(misled(pictures[item.id], [criterion.text for criterion in item.rubric]))
         rollouts += [Rollout(item=item, caption=text, group=item.id) for text in texts]
     scores = asyncio.run(RubricJudge(judge).score(rollouts))
-    table = np.array([score.value for score in scores if not isinstance(score, Missing)]).reshape(len(mine), 3)
-    steps = np.array([[(b > a) + 0.5 * (a == b) for a, b in pairwise(row)] for row in table])
+    table = np.array([score.value for score in scores if not isinstance(score, Missing)]).reshape(len(mine), 4)
+    steps = np.array([[(b > a) + 0.5 * (a == b) for a, b in pairwise(row[:3])] for row in table])
+    steps = np.column_stack([steps, table[:, 3] > table[:, 2]])
     columns = np.column_stack([table, steps])
-    names = ("student", "half", "repaired", "half beats student", "repaired beats half")
+    names = ("student", "half", "repaired", "misled", "half beats student", "repaired beats half", "falsehood pays")
     out: Row = {"rewarded": len(mine)}
     for name, estimate in zip(names, means(columns, list(range(len(mine)))), strict=True):
         out |= {name: estimate.mean, f"{name}_interval": [estimate.low, estimate.high]}
     return out
+
+
+def misled(scene: Scene, criteria: Sequence[str]) -> str:
+    """A complete caption, but that it says what the false ones of the criteria want, where it can."""
+    things, count, more = {thing.name: thing for thing in scene.things}, None, []
+    for claim in (claims(text)[0] for text in criteria):
+        if claim in truths(scene):
+            continue
+        cells = {thing.cell for thing in things.values()}
+        if claim.kind is Kind.COUNT:
+            count = claim.value
+        elif claim.kind is Kind.THING:
+            more.append(f"There is a {claim.subject}.")
+        elif claim.subject in things and (claim.kind is Kind.SIZE or claim.value not in cells):
+            field = "size" if claim.kind is Kind.SIZE else "cell"
+            things[claim.subject] = things[claim.subject].model_copy(update={field: claim.value})
+    text = caption(Scene(things=tuple(things.values())))
+    return " ".join([text if count is None else f"There are {count} things.{text.partition('.')[2]}", *more])
 
 
 # ---- tables
@@ -724,6 +747,7 @@ def rubric_table(rows: Sequence[Row]) -> str:
             "repaired",
             "half beats student",
             "repaired beats half",
+            "falsehood pays",
         ]
     ]
     for row in rows:
@@ -738,6 +762,7 @@ def rubric_table(rows: Sequence[Row]) -> str:
                 f"{row['severity']:.2f}",
                 *(f"{row[name]:.2f}" for name in ("student", "half", "repaired")),
                 *(f"{row[name]:.3f}" for name in ("half beats student", "repaired beats half")),
+                f"{row['falsehood pays']:.0%}",
             ]
         )
     return table(lines)
