@@ -194,8 +194,8 @@ class TestRun:
         options = ("--captioner", "openai:m", "--base-url", server.url, "--out", "out")
         assert run("annotate", photos, *options, "--dry-run", "--limit", "1") == 0
         said = capsys.readouterr().out
-        assert "1 items, 1 tried" in said
-        assert "money: none, or give --prices" in said
+        assert "1 item, 1 tried" in said
+        assert "no money is counted: --prices says" in said
 
     def test_two_servers_with_prices_of_their_own(
         self, server: ChatServer, photos: Path, capsys: pytest.CaptureFixture[str]

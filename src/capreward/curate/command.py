@@ -343,7 +343,9 @@ def _source(paths: Sequence[Path], limit: int | None) -> Source:
 
 def print_bill(bill: Bill, console: Console) -> None:
     """What a run would cost, with its range."""
-    table = _table(f"{bill.entries:,} items, {bill.sampled} tried", "expected", "from", "to")
+    table = _table(
+        f"{bill.entries:,} {'item' if bill.entries == 1 else 'items'}, {bill.sampled} tried", "expected", "from", "to"
+    )
     for name, (low, expected, high) in bill.total.items():
         if expected:
             digits = 2 if name == "money" else 0
@@ -356,7 +358,7 @@ def print_bill(bill: Bill, console: Console) -> None:
             f"{hits / requests:.0%} of what was asked here came from the cache, at no cost; a run is expected to do as well"
         )
     if bill.total.get("calls", (0.0,) * 3)[1] and not bill.total["money"][1]:
-        print("money: none, or give --prices")
+        print("no money is counted: --prices says what the tokens of a server cost")
     if bill.dead:
         print(f"failed: {_reasons(bill.dead)}")
 
