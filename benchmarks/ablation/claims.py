@@ -75,7 +75,7 @@ def difference(measures: Measures, condition: str, baseline: str, measure: str) 
 
 
 BALCAPRL, CAPRL, RUBICAP, GDPO = "BalCapRL", "CapRL", "RubiCap", "GDPO"
-NO_FIGURE = "none in our sources"
+NO_FIGURE = "-"
 OUTCOME = "DCScore 50.8 against 38.0, CaptionQA 75.0 against 67.0, CapArena -3.8 against -71.8"
 PROSE = "DCScore 50.8 to 39.2, CaptionQA 75.0 to 63.5, meta commentary appears"
 LONGER = "DCScore and CaptionQA up, CapArena -12 to -51, 375 words against 175"
@@ -227,7 +227,7 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         RUBICAP,
-        "... from a start in which one caption in nine praises itself",
+        "... from a start in which one caption in seven praises itself",
         "appears",
         "chatty, Likert, wants completeness",
         "start, chatty",

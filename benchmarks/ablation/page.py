@@ -73,9 +73,16 @@ def draw(folder: Path, device: str) -> None:
 def claims_table(rows: list[dict[str, Any]]) -> str:
     """A line a claim, by paper."""
     lines = ["| paper | claim | the paper's figure | ours | verdict |", "| --- | --- | --- | --- | --- |"]
+    above = ""
     for row in rows:
-        ours = f"{row['measure']} {_signed(row)}"
-        lines.append(f"| {row['source']} | {row['says']} | {row['figure']} | {ours} | **{row['verdict']}** |")
+        figure = "" if row["figure"] == above else row["figure"]
+        above = row["figure"]
+        verdict = row["verdict"]
+        if row["source"] == "control":
+            verdict = "0 inside" if row["low"] <= 0 <= row["high"] else "0 outside"
+        lines.append(
+            f"| {row['source']} | {row['says']} | {figure} | {row['measure']} {_signed(row)} | **{verdict}** |"
+        )
     return "\n".join(lines)
 
 
@@ -119,7 +126,7 @@ def claims_figure(rows: list[dict[str, Any]]) -> Figure:
     labels = [f"{row['source']}: {row['says']} ({row['measure']})" for row in rows]
     axis.set_yticks(range(len(rows)), labels, fontsize=7)
     axis.set_ylim(len(rows) - 0.5, -0.5)
-    axis.set_xlabel("difference in the direction of the claim, 95 % interval over seeds (words: hundreds)", fontsize=8)
+    axis.set_xlabel("difference in the claim's direction, 95 % interval (words: hundreds)", fontsize=8)
     axis.grid(axis="x", linewidth=0.4)
     for verdict, (marker, colour) in LOOKS.items():
         axis.plot([], [], marker, color=colour, label=verdict, markersize=5)
@@ -170,7 +177,15 @@ def follows_figure(rows: list[dict[str, Any]]) -> Figure:
                     == ("c-GDPO", scale, estimator, component)
                 ]
                 marker, colour = looks[component]
-                axis.plot(values, line, marker=marker, color=colour, markersize=4, label=f"{component}, {estimator}")
+                axis.plot(
+                    range(1, len(values) + 1),
+                    values,
+                    line,
+                    marker=marker,
+                    color=colour,
+                    markersize=4,
+                    label=f"{component}, {estimator}",
+                )
         axis.set_title(f"fluency x {scale:g}", fontsize=10)
         axis.set_xlabel("sixth of the run", fontsize=8)
         axis.grid(linewidth=0.4)
