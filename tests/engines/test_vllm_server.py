@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-import socket
-import subprocess
-import time
-import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from smollm2 import smollm2
+from engines.vllm_server import Server, started
 
 from capreward import Coverage, Missing, QAUtility, Reason, RewardSuite, Rollout
 from capreward.judges import Reply, Request, Task
 from capreward.judges.openai import OpenAIJudge
 
-ROOT = Path(__file__).parents[2]
-PYTHON = ROOT / ".venv-vllm/bin/python"
 CHOICE = Request(
     Task.CHOOSE, "A white cup stands on a table.", ("a dog", "a cup", "a tree"), "What stands on the table?"
 )
@@ -28,53 +19,9 @@ CHOICE = Request(
 pytestmark = pytest.mark.vllm
 
 
-class Server:
-    """vLLM as a process that can be killed and started again on the same port."""
-
-    def __init__(self, model: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.model = model
-        self.url = f"http://127.0.0.1:{self.port}/v1"
-        self.start()
-
-    def start(self) -> None:
-        command = [str(PYTHON), "-m", "vllm.entrypoints.openai.api_server", "--model", str(self.model)]
-        command += ["--served-model-name", "smollm2", "--host", "127.0.0.1", "--port", str(self.port)]
-        # only whole blocks are cached, so small ones share more of a prompt
-        command += ["--max-model-len", "2048", "--enforce-eager", "--block-size", "32"]
-        own = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
-        self.process = subprocess.Popen(
-            command,
-            env={**os.environ, **own},
-            cwd="/",
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        for _ in range(300):
-            if self.process.poll() is not None:
-                raise RuntimeError(f"vLLM ended with status {self.process.returncode} while starting")
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=1)
-                return
-            except OSError:
-                time.sleep(1)
-        raise RuntimeError("vLLM did not come up within 5 minutes")
-
-    def kill(self) -> None:
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-
-
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    if not PYTHON.exists():
-        pytest.skip("no vLLM here; run `make test-vllm`")
-    server = Server(smollm2())
-    yield server
-    server.kill()
+    yield from started()
 
 
 def ask(judge: OpenAIJudge, *requests: Request) -> list[Reply | Missing]:
