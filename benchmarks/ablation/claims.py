@@ -44,7 +44,9 @@ class Finding:
     def verdict(self, sign: int) -> Verdict:
         """What it says of a claim with this sign."""
         if not sign:
-            return "shown" if self.low > -MARGIN and self.high < MARGIN else "opposite" if self.apart else "not shown"
+            if self.low > -MARGIN and self.high < MARGIN:
+                return "shown"
+            return "opposite" if self.low > MARGIN or self.high < -MARGIN else "not shown"
         if not self.apart:
             return "not shown"
         return "shown" if self.mean * sign > 0 else "opposite"

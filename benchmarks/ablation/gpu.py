@@ -1,6 +1,6 @@
-"""The ablation at a larger size on a GPU: 9.3 million parameters, scenes of four to eight things, captions three times as long.
+"""The ablation at a larger size on a GPU: 9.3 million parameters, scenes of four to eight things, captions nearly twice as long.
 
-    python benchmarks/ablation/gpu.py [--seeds 3] [--only NAME ...]     # the same as run.py --scale gpu; 9 minutes at most
+    python benchmarks/ablation/gpu.py [--seeds 3] [--only NAME ...]     # the same as run.py --scale gpu
     python benchmarks/ablation/page.py                                  # then, where matplotlib is: figures and tables
 
 Besides torch, transformers, accelerate, scipy and pillow it needs pydantic (wheels: see benchmarks/trainer/gpu.py) and, in the

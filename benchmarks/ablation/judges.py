@@ -157,7 +157,7 @@ def leaking(item: Item) -> Item:
 
 
 def right_first(share: float) -> Callable[[Item], Item]:
-    """Questions of which this share has the right option first, as writers of questions tend to do."""
+    """Questions of which this share, and a quarter of the others, have the right option first, as with writers who favour it."""
 
     def change(item: Item) -> Item:
         chance = random.Random(f"first {item.id}")

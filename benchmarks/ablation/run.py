@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument(
         "--only", nargs="+", choices=[*STARTS, *CONDITIONS], help="conditions; all, or a few with --scale gpu"
     )
-    parser.add_argument("--out", type=Path, help="folder to resume from; capreward-ablation when left out")
+    parser.add_argument("--out", type=Path, help="folder to resume from; capreward-ablation-SCALE when left out")
     parser.add_argument("--jobs", type=int, help="processes at once; one a core, or 6 on a GPU")
     parser.add_argument("--steps", type=int, help="of a run, in place of the scale's")
     given = parser.parse_args()

@@ -29,7 +29,7 @@ from capreward.shapes.language import COMMENTARY, PRAISE, sentences, truths
 from capreward.shapes.world import scene_of
 
 SCALES = (0.2, 1.0, 5.0)
-"""Of fluency, in the test that needs no training."""
+"""Of fluency, for the correlations along a run."""
 WINDOWS = 6
 """Parts of a run over which correlations are averaged."""
 
@@ -218,7 +218,7 @@ def _save(model: Any, processor: Any, folder: Path) -> None:
 
 
 def _held_out(seed: int, scale: Scale) -> list[Item]:
-    """Scenes that no run of the seed is trained on."""
+    """Scenes drawn apart from those of training; small ones may come again by chance."""
     return _items(scale.held_out, seed + 500_000, scale)
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import random
+import re
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,11 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks" / "ablation"))
 import claims
 import conditions
 import judges
+import page
 
+ROOT = Path(__file__).parents[2]
+RESULTS = json.loads((ROOT / "benchmarks" / "ablation" / "results" / "cpu.json").read_text(encoding="utf-8"))
+MEASURES = {(run["condition"], run["seed"]): run["measures"] for run in RESULTS["runs"]}
 ITEM = items(1)[0]
 CAPTION = ITEM.references[0]
 COMMENT = "The scene invites the viewer to reflect."
@@ -140,7 +147,9 @@ class TestVerdicts:
             ((0.1, 0.2, 0.15), -1, "opposite"),
             ((-0.1, 0.2, 0.15), 1, "not shown"),
             ((0.01, 0.012, 0.011), 0, "shown"),
-            ((0.1, 0.2, 0.15), 0, "opposite"),
+            ((0.1, 0.12, 0.11), 0, "opposite"),
+            ((-0.1, -0.12, -0.11), 0, "opposite"),
+            ((0.03, 0.05, 0.04), 0, "not shown"),
             ((-0.2, 0.2, 0.0), 0, "not shown"),
         ],
     )
@@ -176,3 +185,27 @@ class TestVerdicts:
         assert found is not None
         assert (round(found.mean, 9), found.seeds) == (0.1, 2)
         assert claims.difference(measures, "a", "c", "qa") is None
+
+
+class TestPages:
+    """What is written beside the results file is what it holds."""
+
+    def test_claims_are_those_of_the_code_and_of_the_runs(self) -> None:
+        rows = page.claim_rows(MEASURES, claims.CLAIMS)
+        assert len(rows) == len(claims.CLAIMS)
+        assert json.loads(json.dumps(rows)) == RESULTS["claims"]
+
+    def test_tables(self) -> None:
+        docs = (ROOT / "docs" / "claims.md").read_text(encoding="utf-8")
+        assert page.claims_table(RESULTS["claims"]) in docs
+        assert page.follows_table(RESULTS["follows"]) in docs
+        readme = (ROOT / "benchmarks" / "ablation" / "README.md").read_text(encoding="utf-8")
+        assert page.conditions_table(MEASURES) in readme
+
+    def test_counts_in_the_readme(self) -> None:
+        found = Counter(row["verdict"] for row in RESULTS["claims"] if row["source"] != "control")
+        readme = (ROOT / "README.md").read_text(encoding="utf-8")
+        [told] = re.findall(
+            r"(\d+) claims of BalCapRL.*?(\d+) shown, (\d+) not shown, (\d+) opposite", readme, re.DOTALL
+        )
+        assert tuple(map(int, told)) == (found.total(), found["shown"], found["not shown"], found["opposite"])
