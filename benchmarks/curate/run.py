@@ -1,11 +1,14 @@
 """What do the curation stages keep, held against a known truth?
 
-    python benchmarks/curate/run.py [--quick]
+    python benchmarks/curate/run.py [--quick | --smollm2]
 
 Drawn scenes; writers, eyes, guessers, teachers and students whose faults are known (`curate_world.py`). Questions: precision
 and recall of the filter, by rule, number of draws, threshold and the sight's errors, and how well a QA reward tells good
 captions from bad ones by the questions as written, filtered, and truly good. Rubrics: which of the student's planted mistakes
 are found, what else is kept, and how well a rubric reward tells the student's caption from a repaired one.
+
+`--smollm2` measures SmolLM2-135M on the photographs instead, in a file of its own (`small_model.py`); it wants the
+environment that `make test-vllm` builds.
 """
 
 from __future__ import annotations
@@ -65,7 +68,19 @@ FAULTS = (*dict.fromkeys(fault for aims in AIMS.values() for fault in aims), "")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="30 scenes and few settings, printed as one JSON line")
-    quick = parser.parse_args().quick
+    parser.add_argument("--smollm2", action="store_true", help="the small language model, in a file of its own")
+    arguments = parser.parse_args()
+    if arguments.smollm2:
+        sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
+        from small_model import measure
+
+        measure()
+    else:
+        with_drawn_scenes(arguments.quick)
+
+
+def with_drawn_scenes(quick: bool) -> None:
+    """Questions and rubrics against a known truth."""
     started = time.perf_counter()
     scenes = items(30 if quick else 300, fewest=3, most=5)
     filtered = filters(scenes, quick)
