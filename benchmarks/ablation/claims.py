@@ -238,4 +238,5 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(RUBICAP, "the rubric beats that judge too", NO_FIGURE, "rubric", "Likert, wants completeness", "rubric", 1),
     Claim("control", "the same condition sampled again", "", "c-GDPO, sampled again", "c-GDPO", "b_capscore", 0),
+    Claim("control", "... in QA", "", "c-GDPO, sampled again", "c-GDPO", "qa", 0),
 )

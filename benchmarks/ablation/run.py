@@ -142,7 +142,7 @@ def report(found: list[dict[str, Any]], scale: training.Scale, jobs: int, seeds:
         "scale": training.asdict(scale),
         "claims": rows,
         "follows": page.follows_rows(found),
-        "runs": [{key: run[key] for key in ("condition", "seed", "seconds", "measures")} for run in found],
+        "runs": [{key: run[key] for key in ("condition", "seed", "seconds", "ended", "measures")} for run in found],
     }
     device = scale.name if scale.name != "gpu" else _accelerator()
     packages = ("capreward", "numpy", "torch", "transformers")

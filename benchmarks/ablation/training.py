@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict as asdict, dataclass, replace as replace
+from datetime import UTC, datetime
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -131,7 +132,7 @@ def run(out: Path, name: str, seed: int, scale: Scale) -> dict[str, Any]:
     """Train and measure; what was done before is read. Returns the measures, and what `traced` asks for."""
     path = out / "runs" / f"{name}.{seed}.json"
     if path.is_file():
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return _kept(path)
     begin = time.perf_counter()
     path.parent.mkdir(exist_ok=True, parents=True)
     folder = out / "training" / f"{name}.{seed}"
@@ -143,7 +144,13 @@ def run(out: Path, name: str, seed: int, scale: Scale) -> dict[str, Any]:
     found |= {"condition": name, "seed": seed, "seconds": time.perf_counter() - begin}
     with replacing(path) as file:
         file.write_text(json.dumps(found), encoding="utf-8")
-    return dict(json.loads(path.read_text(encoding="utf-8")))
+    return _kept(path)
+
+
+def _kept(path: Path) -> dict[str, Any]:
+    """A finished run, and when it ended: a report may be made long after."""
+    ended = datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(timespec="seconds")
+    return {**json.loads(path.read_text(encoding="utf-8")), "ended": ended}
 
 
 def _untrained(folder: Path, out: Path, name: str, seed: int, scale: Scale) -> dict[str, Any]:

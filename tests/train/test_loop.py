@@ -19,7 +19,7 @@ from fakes import FakeComponent
 from safetensors.torch import load_file
 
 from capreward import Fluency, Item, Missing, Reason, Rollout, Score
-from capreward.advantage import gdpo
+from capreward.advantage import gdpo, grpo
 from capreward.errors import InputError, NonFiniteError, TooManyMissingError
 from capreward.judges.fake import FunctionJudge
 from capreward.ledger import Ledger, LedgerWriter
@@ -505,16 +505,29 @@ class TestResume:
             ({"clip": (0.1, 0.28)}, r"written with clip=\[0.2, 0.28\], got \[0.1, 0.28\]"),
             ({"weights": {"long": 1.0}}, "written with weights={}, got {'long': 1.0}"),
             ({"seed": 1, "group_size": 8}, "written with group_size=4, got 8"),
+            ({"by": gdpo}, "written with estimator='grpo', got 'gdpo'"),
         ],
     )
     def test_refuses_other_settings_by_name(self, tmp_path: Path, changed: Any, said: str) -> None:
-        made = runs.trainer(tmp_path, steps=1)
+        made = runs.trainer(tmp_path, steps=1, by=grpo)
         made.log, made.ledger = loop.metrics.Log(tmp_path), LedgerWriter(tmp_path / "ledger")
         made._save()
+        changed = {"by": grpo, **changed}
         with pytest.raises(
             InputError, match=rf"step-00000000: was {said}; resume with the same settings \(only .*steps"
         ):
             runs.trainer(tmp_path, steps=1, **changed).train(resume=True)
+
+    def test_a_checkpoint_from_before_a_setting_was_there(self, tmp_path: Path) -> None:
+        runs.trainer(tmp_path, steps=1).train()
+        [folder] = (tmp_path / "checkpoints").iterdir()
+        state = checkpoint.load(folder)
+        del state["config"]["parts"], state["estimator"]
+        torch.save(state, folder / "state.pt")
+        with pytest.raises(InputError, match="was written with parts=2, got 1"):
+            runs.trainer(tmp_path, steps=2, parts=1).train(resume=True)
+        runs.trainer(tmp_path, steps=2).train(resume=True)
+        assert [row["step"] for row in runs.rows(tmp_path / "metrics.jsonl")] == [1, 2]
 
     def test_refuses_other_items(self, tmp_path: Path) -> None:
         runs.trainer(tmp_path, steps=1).train()

@@ -502,17 +502,21 @@ class Trainer:
                     "ledger": {name: max(each.get(name, 0) for each in ledgers) for each in ledgers for name in each},
                     "items": self._items_hash(),
                     "config": self.config.model_dump(mode="json"),
+                    "estimator": _named(self.estimator),
                 }
                 checkpoint.save(self.config.out / "checkpoints", self.step, state)
             self.accelerator.wait_for_everyone()
 
     def _restore(self, path: Path) -> dict[str, Any]:
         state = checkpoint.load(path)
-        was, now = state["config"], self.config.model_dump(mode="json")
-        if changed := [name for name in now if was.get(name) != now[name] and name not in MAY_CHANGE]:
+        now = self.config.model_dump(mode="json") | {"estimator": _named(self.estimator)}
+        # a setting that a checkpoint is too old to know was at its default
+        defaults = {name: field.default for name, field in type(self.config).model_fields.items()}
+        was = defaults | state["config"] | {"estimator": state.get("estimator", state["config"]["estimator"])}
+        if changed := [name for name in now if was[name] != now[name] and name not in MAY_CHANGE]:
             name = changed[0]
             raise InputError(
-                f"{path}: was written with {name}={was.get(name)!r}, got {now[name]!r}; resume with the same settings "
+                f"{path}: was written with {name}={was[name]!r}, got {now[name]!r}; resume with the same settings "
                 f"(only {', '.join(MAY_CHANGE)} may change)"
             )
         if state["items"] != self._items_hash():
@@ -529,6 +533,13 @@ class Trainer:
         states = state["random"]
         checkpoint.restore_random_states(states[self.accelerator.process_index % len(states)])
         return state
+
+
+def _named(estimator: str | Estimator) -> str:
+    """What a checkpoint calls it: functions by their name alone, so that two of one name pass for the same."""
+    if isinstance(estimator, str):
+        return estimator
+    return str(getattr(estimator, "__qualname__", type(estimator).__qualname__))
 
 
 def _parts(whole: list[T], size: int) -> Iterator[list[T]]:
