@@ -45,7 +45,8 @@ class Questions:
     these names say how). Only the judges are spared candidates that a rule without a judge has rejected. The last two are
     CapRL's filter (arXiv 2509.22647): answered right with the image, and wrong without it.
 
-    The right option stands at each place equally often: over a candidate's draws, and over an item's kept questions.
+    The right option stands at each place equally often: over a candidate's draws, where these are a multiple of its options,
+    and over an item's kept questions.
     Draws depend on the seed, the item's id and the question alone, so an item comes out the same whatever stands beside it.
 
     Args:
