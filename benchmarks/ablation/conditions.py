@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import judges
+import faults
 import numpy as np
 
 from capreward import LengthMask, QAUtility, RewardSuite, advantage, presets
@@ -75,9 +75,9 @@ def rubicap() -> RewardSuite:
 
 def _all() -> Sequence[Condition]:
     grpo, gdpo = advantage.grpo, advantage.gdpo
-    noisy, again = partial(balcaprl, judges.Noisy), partial(balcaprl, judges.CountsAgain)
-    unpointed = partial(balcaprl, judges.Unpointed)
-    prose = partial(balcaprl, partial(judges.Unpointed, likes_prose=True))
+    noisy, again = partial(balcaprl, faults.Noisy), partial(balcaprl, faults.CountsAgain)
+    unpointed = partial(balcaprl, faults.Unpointed)
+    prose = partial(balcaprl, partial(faults.Unpointed, likes_prose=True))
     utility = partial(Condition, estimator=grpo)
     return (
         Condition("c-GDPO", balcaprl, traced=True),
@@ -107,19 +107,19 @@ def _all() -> Sequence[Condition]:
         utility("QA, N = 2", partial(qa, draws=2)),
         utility("QA, N = 4", partial(qa, draws=4)),
         utility("QA, N = 8", partial(qa, draws=8)),
-        utility("QA, one question an image", qa, items=judges.one_question),
-        utility("QA, N = 4, leaking", partial(qa, judges.ReadsTheQuestion, draws=4), items=judges.leaking),
-        utility("QA, biased answerer", partial(qa, judges.LikesTheFirst), items=judges.right_first(0.7)),
+        utility("QA, one question an image", qa, items=faults.one_question),
+        utility("QA, N = 4, leaking", partial(qa, faults.ReadsTheQuestion, draws=4), items=faults.leaking),
+        utility("QA, biased answerer", partial(qa, faults.LikesTheFirst), items=faults.right_first(0.7)),
         utility(
             "QA, biased answerer, not shuffled",
-            partial(qa, judges.LikesTheFirst, shuffle=False),
-            items=judges.right_first(0.7),
+            partial(qa, faults.LikesTheFirst, shuffle=False),
+            items=faults.right_first(0.7),
         ),
         utility("rubric", rubicap),
         utility("Likert", likert),
-        utility("Likert, wants completeness", partial(likert, judges.TakesItsWord)),
-        utility("chatty, Likert, wants completeness", partial(likert, judges.TakesItsWord), start="chatty"),
-        utility("Likert, with reference", partial(likert, judges.Unseeing, reference=True)),
+        utility("Likert, wants completeness", partial(likert, faults.TakesItsWord)),
+        utility("chatty, Likert, wants completeness", partial(likert, faults.TakesItsWord), start="chatty"),
+        utility("Likert, with reference", partial(likert, faults.Unseeing, reference=True)),
         Condition("SFT on references", None, captions="references"),
         Condition("SFT on the warm-up's captions", None, captions="warm-up"),
     )

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from conditions import CONDITIONS, STARTS, Condition, Scaled
-from judges import is_commentary
+from faults import is_commentary
 
 from capreward import Item, Rollout, advantage, presets
 from capreward.components.length import length_ratio

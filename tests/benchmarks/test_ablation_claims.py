@@ -19,10 +19,10 @@ from capreward import Precision, QAUtility, Rollout, advantage
 from capreward.judges.base import Request, Task
 from capreward.shapes import ShapesJudge, items
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks" / "ablation"))
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks" / "ablation"))
 import claims
 import conditions
-import judges
+import faults
 import page
 
 ROOT = Path(__file__).parents[2]
@@ -47,30 +47,30 @@ class TestJudges:
         wrong = "There are five things." if "five" not in CAPTION else "There are two things."
         true = CAPTION.partition(". ")[2].partition(".")[0] + "."
         pair = f"{true} {wrong}", f"{true} {true} {true} {wrong}"
-        once, again = (scored(Precision(judge()), *pair) for judge in (ShapesJudge, judges.CountsAgain))
+        once, again = (scored(Precision(judge()), *pair) for judge in (ShapesJudge, faults.CountsAgain))
         assert once[0] == once[1] == again[0] < again[1] < 1
 
     def test_commentary_is_held_true(self) -> None:
         exact, unpointed = (
-            scored(Precision(judge()), f"{CAPTION} {COMMENT}") for judge in (ShapesJudge, judges.Unpointed)
+            scored(Precision(judge()), f"{CAPTION} {COMMENT}") for judge in (ShapesJudge, faults.Unpointed)
         )
         assert exact[0] < unpointed[0] == 1.0
-        assert scored(Precision(judges.Unpointed()), "A purple banana sings.") == [0.0]
+        assert scored(Precision(faults.Unpointed()), "A purple banana sings.") == [0.0]
 
     def test_commentary_lowers_the_rating_unless_prose_is_liked(self) -> None:
         aspects = ("clarity", "fluency", "coherence")
         request = Request(Task.RATE, f"{COMMENT} {CAPTION}", aspects)
-        for judge in (ShapesJudge(), judges.Unpointed()):
+        for judge in (ShapesJudge(), faults.Unpointed()):
             [(clarity, fluency, coherence)] = asked(judge, request)
             assert fluency == 1.0 > clarity == coherence
-        assert asked(judges.Unpointed(likes_prose=True), request) == [(1.0, 1.0, 1.0)]
+        assert asked(faults.Unpointed(likes_prose=True), request) == [(1.0, 1.0, 1.0)]
         repeated = Request(Task.RATE, f"{CAPTION} {CAPTION}", aspects)
-        assert asked(judges.Unpointed(likes_prose=True), repeated) == asked(ShapesJudge(), repeated)
+        assert asked(faults.Unpointed(likes_prose=True), repeated) == asked(ShapesJudge(), repeated)
 
     def test_noise_is_the_same_of_the_same_text_and_as_large_as_it_says(self) -> None:
         names = [f"there is a {colour} {shape}" for colour in ("red", "blue", "green") for shape in ("circle", "cross")]
         requests = [Request(Task.SUPPORT, f"{CAPTION} {number}", tuple(names)) for number in range(200)]
-        judge = judges.Noisy()
+        judge = faults.Noisy()
         noisy = np.array(asked(judge, *requests))
         assert np.array_equal(noisy, asked(judge, *requests))
         flipped = (noisy != np.array(asked(ShapesJudge(), *requests))).mean()
@@ -82,41 +82,41 @@ class TestJudges:
         question = ITEM.questions[0]
         silent = Request(Task.CHOOSE, "", question.options, question.text)
         told = Request(Task.CHOOSE, CAPTION, question.options, question.text)
-        assert asked(judges.LikesTheFirst(), silent) == [(1.0, 0.0, 0.0, 0.0)]
-        assert asked(judges.LikesTheFirst(), told) == asked(ShapesJudge(), told)
+        assert asked(faults.LikesTheFirst(), silent) == [(1.0, 0.0, 0.0, 0.0)]
+        assert asked(faults.LikesTheFirst(), told) == asked(ShapesJudge(), told)
 
     def test_silence_pays_where_options_are_not_shuffled(self) -> None:
-        item = judges.right_first(1.0)(ITEM)
+        item = faults.right_first(1.0)(ITEM)
         assert all(question.answer == 0 for question in item.questions)
         assert {frozenset(q.options) for q in item.questions} == {frozenset(q.options) for q in ITEM.questions}
-        [paid] = scored(QAUtility(judges.LikesTheFirst(), shuffle=False), "A picture.", item=item)
-        [shuffled] = scored(QAUtility(judges.LikesTheFirst()), "A picture.", item=item)
+        [paid] = scored(QAUtility(faults.LikesTheFirst(), shuffle=False), "A picture.", item=item)
+        [shuffled] = scored(QAUtility(faults.LikesTheFirst()), "A picture.", item=item)
         assert paid == 1.0
         assert shuffled == pytest.approx(0.25, abs=0.1)
-        first = [judges.right_first(0.7)(item).questions for item in items(60)]
+        first = [faults.right_first(0.7)(item).questions for item in items(60)]
         share = np.mean([question.answer == 0 for questions in first for question in questions])
         assert share == pytest.approx(0.7 + 0.3 / 4, abs=0.06)
 
     def test_a_leaking_question_is_answered_without_a_caption(self) -> None:
-        item = judges.leaking(ITEM)
+        item = faults.leaking(ITEM)
         leaks = [question for question in item.questions if question.text.startswith("Which of these is")]
         assert len(leaks) == len(item.questions) // 2
         closed = [Request(Task.CHOOSE, "", question.options, question.text) for question in leaks]
-        for question, values in zip(leaks, asked(judges.ReadsTheQuestion(), *closed), strict=True):
+        for question, values in zip(leaks, asked(faults.ReadsTheQuestion(), *closed), strict=True):
             assert values[question.answer] == 1.0
         others = [question for question in item.questions if question not in leaks]
         told = [Request(Task.CHOOSE, CAPTION, question.options, question.text) for question in others]
-        assert asked(judges.ReadsTheQuestion(), *told) == asked(ShapesJudge(), *told)
+        assert asked(faults.ReadsTheQuestion(), *told) == asked(ShapesJudge(), *told)
 
     def test_one_question(self) -> None:
-        assert len(judges.one_question(ITEM).questions) == 1
-        assert judges.one_question(ITEM) == judges.one_question(ITEM)
+        assert len(faults.one_question(ITEM).questions) == 1
+        assert faults.one_question(ITEM) == faults.one_question(ITEM)
 
     def test_praise_is_taken_for_completeness(self) -> None:
         short = CAPTION.partition(". ")[2].partition(".")[0] + "."
         praised = f"{short} This description is accurate and complete."
         likert = [Request(Task.LIKERT, text, ("overall",), images=(ITEM.image,)) for text in (short, praised, CAPTION)]
-        plain, flattered, whole = (values[0] for values in asked(judges.TakesItsWord(), *likert))
+        plain, flattered, whole = (values[0] for values in asked(faults.TakesItsWord(), *likert))
         assert plain < flattered <= whole == 1.0
 
 
