@@ -44,6 +44,7 @@ def test_a_worker_that_dies_costs_no_item_and_makes_none_twice(tmp_path: Path) -
         "PYTHONPATH": os.pathsep.join(map(str, (HERE, HERE.parent))),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # else Ray takes 127.0.0.1 for the machine's own address
         "HOME": str(tmp_path),  # where Ray keeps a token
     }
     command = [sys.executable, "-c", SCRIPT, str(source), str(out), str(grave), str(tmp_path / "summary.json")]

@@ -494,12 +494,20 @@ class Meter:
 
 
 async def _all(work: Work, stage: Stage, shards: Iterator[Shard], at_once: int, again: bool, advance: Advance) -> None:
+    async with Meter(work.out, stage).beating():
+        await do_each(work, stage, shards, at_once, again, advance)
+
+
+async def do_each(
+    work: Work, stage: Stage, shards: Iterator[Shard], at_once: int, again: bool, advance: Advance
+) -> None:
+    """Does the shards, `at_once` at any time, and tells `advance` of each how many entries that were."""
+
     async def some() -> None:
         for shard in shards:  # shared by all that run
             advance(await work.do(stage, shard, again=again))
 
-    async with Meter(work.out, stage).beating():
-        await side_by_side(some() for _ in range(at_once))
+    await side_by_side(some() for _ in range(at_once))
 
 
 async def _curated(stage: Stage, items: list[Item]) -> list[Outcome]:

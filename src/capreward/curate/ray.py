@@ -7,13 +7,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from capreward.curate.pipeline import Meter, Summary, Work, opened
-from capreward.curate.sources import Source
+from capreward.curate.pipeline import Meter, Summary, Work, do_each, opened
+from capreward.curate.sources import Shard, Source
 from capreward.curate.stage import Stage
 from capreward.errors import missing_extra
-from capreward.judges.wrap import require_positive, side_by_side
+from capreward.judges.wrap import require_positive
 from capreward.progress import progress_bar
 from capreward.suite import run as run_now
+
+TASKS = 16
+"""For each worker, of shards that it does without a pause in between: few, but enough that no worker waits long for the last."""
 
 
 def run_on_ray(
@@ -62,10 +65,11 @@ def run_on_ray(
         todo = work.todo(again=again)
         shards = [{"shard": pickle.dumps(shard)} for shard in todo.shards]
         if shards:
-            done = ray.data.from_items(shards, override_num_blocks=-(-len(shards) // at_once)).map_batches(
+            at_a_time = max(at_once, len(shards) // (workers * TASKS))
+            done = ray.data.from_items(shards, override_num_blocks=-(-len(shards) // at_a_time)).map_batches(
                 _Worker,
-                fn_constructor_args=(stage_factory, work, again),
-                batch_size=at_once,
+                fn_constructor_args=(stage_factory, work, at_once, again),
+                batch_size=None,  # all of a block
                 concurrency=min(workers, len(shards)),
                 **remote,
             )
@@ -84,13 +88,15 @@ def _describe(stage_factory: Callable[[], Stage]) -> tuple[str, dict[str, Any]]:
 class _Worker:
     """Lives in a process of the cluster."""
 
-    def __init__(self, stage_factory: Callable[[], Stage], work: Work, again: bool) -> None:
-        self.stage, self.work, self.again = stage_factory(), work, again
+    def __init__(self, stage_factory: Callable[[], Stage], work: Work, at_once: int, again: bool) -> None:
+        self.stage, self.work, self.at_once, self.again = stage_factory(), work, at_once, again
         self.meter = Meter(work.out, self.stage)
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[int]]:
         return {"entries": run_now(self._do([pickle.loads(each) for each in batch["shard"]]))}
 
-    async def _do(self, shards: list[Any]) -> list[int]:
+    async def _do(self, shards: list[Shard]) -> list[int]:
+        entries: list[int] = []
         async with self.meter.beating():
-            return await side_by_side(self.work.do(self.stage, shard, again=self.again) for shard in shards)
+            await do_each(self.work, self.stage, iter(shards), self.at_once, self.again, entries.append)
+        return entries
