@@ -191,7 +191,6 @@ def _trainer(folder: Path, condition: Condition, start: Path, seed: int, scale: 
         steps=scale.steps,
         groups=scale.groups,
         group_size=scale.group_size,
-        parts=1,
         max_tokens=scale.max_tokens,
         learning_rate=scale.learning_rate,
         save_every=scale.steps,
@@ -201,7 +200,9 @@ def _trainer(folder: Path, condition: Condition, start: Path, seed: int, scale: 
     trained = _items(scale.steps * scale.groups, seed, scale)
     if condition.items:
         trained = [condition.items(item) for item in trained]
-    return Trainer(config, Policy.load(start, instruction=PROMPT), suite, trained, estimator=condition.estimator)
+    return Trainer(
+        config, Policy.load(start, instruction=PROMPT), suite, trained, estimator=condition.estimator, parts=1
+    )
 
 
 def _tuned(folder: Path, condition: Condition, start: Path, seed: int, scale: Scale) -> Path:

@@ -77,12 +77,13 @@ def trainer(
     held_out: Sequence[Item] = (),
     kind: type[Trainer] = Trainer,
     by: Estimator | None = None,
+    parts: int = 2,
     **changes: Any,
 ) -> Trainer:
     """A run of `config(out, **changes)`."""
     settings = config(out, **changes)
     on = items() if on is None else on
-    return kind(settings, policy(settings), reward or suite(), on, held_out=held_out, estimator=by)
+    return kind(settings, policy(settings), reward or suite(), on, held_out=held_out, estimator=by, parts=parts)
 
 
 def rows(path: Path) -> list[dict[str, Any]]:

@@ -522,10 +522,10 @@ class TestResume:
         runs.trainer(tmp_path, steps=1).train()
         [folder] = (tmp_path / "checkpoints").iterdir()
         state = checkpoint.load(folder)
-        del state["config"]["parts"], state["estimator"]
+        del state["config"]["warmup"], state["estimator"]
         torch.save(state, folder / "state.pt")
-        with pytest.raises(InputError, match="was written with parts=2, got 1"):
-            runs.trainer(tmp_path, steps=2, parts=1).train(resume=True)
+        with pytest.raises(InputError, match="was written with warmup=0, got 3"):
+            runs.trainer(tmp_path, steps=2, warmup=3).train(resume=True)
         runs.trainer(tmp_path, steps=2).train(resume=True)
         assert [row["step"] for row in runs.rows(tmp_path / "metrics.jsonl")] == [1, 2]
 
@@ -551,6 +551,10 @@ class TestTrainer:
     def test_no_items(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="items: got none to train on"):
             runs.trainer(tmp_path, on=[])
+
+    def test_no_parts(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match="parts: got 0, expected a number >= 1"):
+            runs.trainer(tmp_path, parts=0)
 
     def test_a_kl_to_nothing(self, tmp_path: Path) -> None:
         settings = runs.config(tmp_path, kl=0.1)

@@ -44,9 +44,6 @@ class TrainConfig(BaseModel):
     """Items in a batch, over all processes."""
     group_size: Annotated[int, Field(gt=1)] = 8
     """Rollouts of each item."""
-    parts: Positive = 2
-    """Parts, at least, that a batch is sampled in: one is scored while the next is sampled. 1 is fastest with a judge that
-    answers at once."""
     max_tokens: Positive = 512
     """Longest caption."""
     temperature: Annotated[float, Field(gt=0)] = 1.0

@@ -91,9 +91,11 @@ class Trainer:
         items: with images, and with what the suite's components need.
         held_out: items on which `evaluate` is called before and after.
         estimator: a function like those of `capreward.advantage`, in place of the one that `config` names.
+        parts: that a batch is sampled in, at least: one is scored while the next is sampled. 1 is fastest with a judge that
+            answers at once.
 
     Raises:
-        InputError: no items, a number of groups that the processes cannot share equally, or a KL without a reference.
+        InputError: no items, no parts, a number of groups that the processes cannot share equally, or a KL without a reference.
     """
 
     def __init__(
@@ -105,6 +107,7 @@ class Trainer:
         *,
         held_out: Sequence[Item] = (),
         estimator: Estimator | None = None,
+        parts: int = 2,
     ) -> None:
         on_gpu = torch.cuda.is_available()
         self.accelerator = accelerate.Accelerator(
@@ -116,12 +119,14 @@ class Trainer:
         world = self.accelerator.num_processes
         if not items:
             raise InputError("items: got none to train on, expected at least one")
+        if parts < 1:
+            raise InputError(f"parts: got {parts}, expected a number >= 1")
         if config.groups % world:
             raise InputError(f"groups: got {config.groups}, expected a multiple of the {world} processes")
         if config.kl and not policy.has_reference:
             raise InputError(f"kl: got {config.kl} with a policy that kept no reference; build it with reference=True")
         self.config, self.suite, self.items, self.held_out = config, suite, list(items), list(held_out)
-        self.estimator = estimator or config.estimator
+        self.estimator, self.parts = estimator or config.estimator, parts
         if config.gradient_checkpointing:
             _enable_checkpointing(policy.model)
         self.sharded = self._prepare_sharding(policy)
@@ -274,7 +279,7 @@ class Trainer:
         batch = list(enumerate(self._batch(self.step)))[rank::world]
         groups: list[Group] = []
         parts: list[Future[ScoreTable]] = []
-        for part in _parts(batch, min(SAMPLED_TOGETHER // config.group_size, -(-len(batch) // config.parts))):
+        for part in _parts(batch, min(SAMPLED_TOGETHER // config.group_size, -(-len(batch) // self.parts))):
             with self.clock.phase("generate"):
                 uniforms = torch.stack([self._uniforms(1, self.step, n, size=config.group_size) for n, _ in part])
                 prompts, sampled = self._sample([item for _, item in part], uniforms)
