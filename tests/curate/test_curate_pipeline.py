@@ -62,9 +62,15 @@ class TestRun:
         assert [item for item in read_items(out / "items") if item.same_as(item)] == expected
         assert rows(out, "records") == [{"id": item.id, "made": item.id} for item in expected]
         assert rows(out, "dead") == [
-            {"id": "item-2", "place": "item 2", "reason": "server", "detail": "out of order"},
-            {"id": "item-7", "place": "item 7", "reason": "server", "detail": "out of order"},
-            {"id": "item-1", "place": "item 10", "reason": "duplicate id", "detail": "an earlier row has this id"},
+            {"id": "item-2", "n": 2, "place": "item 2", "reason": "server", "detail": "out of order"},
+            {"id": "item-7", "n": 3, "place": "item 7", "reason": "server", "detail": "out of order"},
+            {
+                "id": "item-1",
+                "n": 2,
+                "place": "item 10",
+                "reason": "duplicate id",
+                "detail": "an earlier row has this id",
+            },
         ]
         assert (summary.items, summary.dead, summary.finished) == (8, {"server": 2, "duplicate id": 1}, True)
         assert summary.counts == {"made": 8, "letters": 48}
@@ -279,10 +285,22 @@ class TestRefusals:
             go(Scripted(), Listed(items(3)), out, shard_size=5)
 
     def test_a_source_may_be_moved(self, tmp_path: Path, out: Path) -> None:
-        (tmp_path / "a.jsonl").write_text('{"id": "a"}\n')
-        go(Scripted(), Lines(tmp_path / "a.jsonl"), out)
+        (tmp_path / "a.jsonl").write_text('{"id": "a"}\n{"id": "b"}\n{"id": "a"}\n{"id": "c"}\n{"id": "d"}\n')
+        go(Scripted(failing("b", "d")), Lines(tmp_path / "a.jsonl"), out)
         (tmp_path / "a.jsonl").rename(tmp_path / "b.jsonl")
-        assert go(Scripted(), Lines(tmp_path / "b.jsonl"), out).items == 1
+        assert go(Scripted(), Lines(tmp_path / "b.jsonl"), out).items == 2
+        stage = Scripted()
+        assert go(stage, Lines(tmp_path / "b.jsonl"), out, again=True).dead == {"duplicate id": 1}
+        assert sorted(stage.asked) == ["b", "d"]
+        assert [row["id"] for row in rows(out, "items")] == ["a", "b", "c", "d"]
+
+    def test_dead_letters_without_their_positions(self, out: Path) -> None:
+        go(Scripted(failing("item-1")), Listed(items(3)), out)
+        [row] = rows(out, "dead")
+        del row["n"]
+        (out / "dead" / "00000.jsonl").write_text(json.dumps(row) + "\n")
+        with pytest.raises(InputError, match="of an earlier version; name another folder"):
+            go(Scripted(), Listed(items(3)), out, again=True)
 
     def test_not_to_go_on(self, out: Path) -> None:
         go(Scripted(), Listed(items(3)), out)

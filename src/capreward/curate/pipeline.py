@@ -5,7 +5,7 @@ What a run leaves in its folder:
 - `items/00012.jsonl`: the items of a shard with what was made for them, for `read_items`. The file is written last, so it
   also says that the shard is done.
 - `records/00012.jsonl`: all that was made for each of them, kept and rejected, with the verdicts.
-- `dead/00012.jsonl`: what did not become an item: id, place in the source, reason, detail.
+- `dead/00012.jsonl`: what did not become an item: id, position in the shard, place in the source, reason, detail.
 - `counts/00012.json`: what is to be added up.
 - `runs/*.json`: what each process has cost, as of its last five seconds.
 - `settings.json`: of the stage and the source; another one is refused.
@@ -248,13 +248,13 @@ class Work:
         if old is not None and not again:
             return 0
         entries = await asyncio.to_thread(lambda: list(self.source.read(shard)))
-        tried = {place for place, _ in entries} if old is None else old.tried
-        asked = [(place, made) for place, made in entries if place in tried and isinstance(made, Item)]
-        made = await _curated(stage, [item for _, item in asked])
-        outcomes: dict[str, Outcome | Fault] = {
-            place: said for place, said in entries if place in tried and isinstance(said, Fault)
+        tried = set(range(len(entries))) if old is None else old.tried
+        asked = {n: entry for n, (_, entry) in enumerate(entries) if n in tried and isinstance(entry, Item)}
+        made = await _curated(stage, list(asked.values()))
+        outcomes: dict[int, Outcome | Fault] = {
+            n: entry for n, (_, entry) in enumerate(entries) if n in tried and isinstance(entry, Fault)
         }
-        outcomes |= {place: outcome for (place, _), outcome in zip(asked, made, strict=True)}
+        outcomes |= zip(asked, made, strict=True)
         await asyncio.to_thread(self._write, stage, shard, entries, outcomes, old)
         return len(tried)
 
@@ -262,7 +262,10 @@ class Work:
         if not self.is_done(shard):
             return None
         old = _Old(*({row["id"]: row for row in _rows(self.path(kind, shard.number))} for kind in ("items", "records")))
-        old.dead = {row["place"]: row for row in _rows(self.path("dead", shard.number))}
+        for row in _rows(self.path("dead", shard.number)):
+            if "n" not in row:
+                raise InputError(f"{self.out}: its dead letters are of an earlier version; name another folder")
+            old.dead[row["n"]] = row
         return old
 
     def _write(
@@ -270,22 +273,22 @@ class Work:
         stage: Stage,
         shard: Shard,
         entries: Iterable[tuple[str, Item | Fault]],
-        outcomes: Mapping[str, Outcome | Fault],
+        outcomes: Mapping[int, Outcome | Fault],
         old: _Old | None,
     ) -> None:
         rows: dict[str, list[Mapping[str, Any]]] = {"items": [], "records": [], "dead": []}
         counts: Counter[str] = Counter()
-        for place, entry in entries:
-            outcome = outcomes.get(place)
+        for n, (place, entry) in enumerate(entries):
+            outcome = outcomes.get(n)
             if isinstance(outcome, Curated):
                 rows["items"].append(self._item_row(outcome.item))
                 rows["records"].append({"id": outcome.item.id, **outcome.record})
             elif outcome is not None:
                 rows["dead"].append(
-                    {"id": entry.id, "place": place, "reason": str(outcome.reason), "detail": outcome.detail}
+                    {"id": entry.id, "n": n, "place": place, "reason": str(outcome.reason), "detail": outcome.detail}
                 )
-            elif old is not None and place in old.dead:
-                rows["dead"].append(old.dead[place])
+            elif old is not None and n in old.dead:
+                rows["dead"].append(old.dead[n])
             elif old is not None:
                 rows["items"].append(old.items[str(entry.id)])
                 rows["records"].append(old.records[str(entry.id)])
@@ -372,13 +375,13 @@ class _Old:
 
     items: dict[str, Any]
     records: dict[str, Any]
-    dead: dict[str, Any] = field(default_factory=dict)
-    """By place."""
+    dead: dict[int, Any] = field(default_factory=dict)
+    """By position in the shard: a place holds the path of the source, which may be moved."""
 
     @property
-    def tried(self) -> set[str]:
-        """Places of what is worth another try."""
-        return {place for place, row in self.dead.items() if row["reason"] in MAY_PASS}
+    def tried(self) -> set[int]:
+        """Positions of what is worth another try."""
+        return {n for n, row in self.dead.items() if row["reason"] in MAY_PASS}
 
 
 @contextmanager
