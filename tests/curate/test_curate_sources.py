@@ -46,9 +46,9 @@ def lines(path: Path, *rows: Any) -> Path:
     return path
 
 
-def tar(path: Path, **files: bytes) -> Path:
+def tar(path: Path, *more: tuple[str, bytes], **files: bytes) -> Path:
     with tarfile.open(path, "w") as archive:
-        for name, content in files.items():
+        for name, content in [*more, *files.items()]:
             member = tarfile.TarInfo(name)
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
@@ -205,6 +205,19 @@ class TestWebdataset:
         assert cat == Item(id="x/猫", image=png())
         assert again == Fault("duplicate id", "an earlier row has this id", "0001")
         assert len(open_source(tmp_path)) == 4
+
+    def test_two_of_a_key_side_by_side(self, tmp_path: Path) -> None:
+        files = [
+            ("k.png", png("red")),
+            ("k.txt", b"Red."),
+            ("k.png", png("blue")),
+            ("k.txt", b"Blue."),
+            ("l.txt", b"L."),
+        ]
+        [(_, red), (_, blue), (_, other)] = entries(Webdataset([tar(tmp_path / "0.tar", *files)]))
+        assert red == Item(id="k", image=png("red"), references=("Red.",))
+        assert blue == Fault("duplicate id", "an earlier row has this id", "k")
+        assert other == Item(id="l", references=("L.",))
 
     def test_a_torn_one(self, tmp_path: Path) -> None:
         files = {f"{n}.png": png() + bytes(2000) for n in range(5)}

@@ -352,7 +352,7 @@ class Webdataset(_Indexed):
     than the id and the image are taken as those, the rest as metadata; KEY.txt is a reference caption, unless the .json gives
     references. Files that are none of these are left out. Images become part of the item, encoded as they are.
 
-    A tar that breaks off gives what it holds, and one fault.
+    A tar that breaks off gives what it holds, and one fault. Where an ending comes again, another item of the same key begins.
 
     Raises:
         InputError: no tar, or a compressed one, in which nothing can be found without unpacking all that comes before.
@@ -386,7 +386,7 @@ class Webdataset(_Indexed):
                 ending = "." + ending.lower()
                 if not stem or ending not in (*IMAGES, ".json", ".txt"):
                     continue
-                if f"{folder}/{stem}" != key:
+                if f"{folder}/{stem}" != key or ending in files:  # in files: another item of the same key
                     if key is not None:
                         yield path, key.removeprefix("/"), files
                     key, files = f"{folder}/{stem}", {}
