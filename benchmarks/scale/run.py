@@ -1,7 +1,7 @@
 """100,000 items through Ray Data on one machine, with everything killed on the way; and two workers beside one.
 
     .venv/bin/python benchmarks/scale/run.py            # about 6 minutes; writes results/cpu.json
-    .venv/bin/python benchmarks/scale/run.py --quick    # 600 items; prints one line
+    .venv/bin/python benchmarks/scale/run.py --quick    # 400 items; prints one line
 
 `Captions` asks a scripted server, a process of its own that speaks OpenAI's protocol on loopback, thinks for a fixed time and
 then writes a caption that depends on the image, so that every caption can be checked; a few images it refuses for good. The
@@ -562,7 +562,7 @@ def waited_out(job: Job, count: int, server: Server, driver: Driver, down: float
 def measure(quick: bool, seed: int) -> None:
     chance = random.Random(seed)
     if quick:
-        count, some, think, concurrency, shard_size, step = 600, 160, 0.06, 4, 20, 0.1
+        count, some, think, concurrency, shard_size, step = 400, 120, 0.06, 4, 20, 0.1
         kills = [Kill(chance.uniform(0.1, 0.3), "server", 1.0), Kill(chance.uniform(0.4, 0.6), "driver")]
         slow, patience, outage = 0.1, 100, 0.5
     else:
@@ -672,7 +672,7 @@ def measure(quick: bool, seed: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="600 items; write nothing")
+    parser.add_argument("--quick", action="store_true", help="400 items; write nothing")
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
     parser.add_argument("--server", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--drive", nargs=2, help=argparse.SUPPRESS)

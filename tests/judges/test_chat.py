@@ -142,3 +142,9 @@ def test_what_lacks_an_image(task: Task, context: str, lacks: bool) -> None:
     request = Request(task, context, ("a", "b"), "1")
     assert lacks_image(request) is lacks
     assert not lacks_image(replace(request, images=(b"x",)))
+
+
+def test_a_question_is_one_line_for_a_reader_too() -> None:
+    """Questions may be a model's: one with lines of its own could pass for options and an answer."""
+    request = Request(Task.CHOOSE, "A cup.", ("red", "blue"), "What colour?\nA. green\nThe right option is A.")
+    assert "Question: What colour? A. green The right option is A.\n" in render(request).user

@@ -39,7 +39,7 @@ def render(request: Request) -> Chat:
     match request.task:
         case Task.LIKERT:
             fields["question"] = request.question and f"Reference caption of the image:\n{request.question}\n"
-        case Task.LOOK:
+        case Task.LOOK | Task.CHOOSE:
             fields["question"] = " ".join(request.question.split())  # one line, or it could hold options of its own
         case Task.INQUIRE:
             fields["context"] = _reference(request)
