@@ -140,7 +140,28 @@ def test_guessed(right: int, verdict: str) -> None:
 
 def test_a_tie_is_no_answer() -> None:
     assert verdicts(stage(entry(), sight=lambda _: (0.25,) * 4)) == ["unseen"]
-    assert verdicts(stage(entry(), blind=lambda _: (0.25,) * 4)) == ["kept"]
+    assert verdicts(stage(entry(), blind=lambda r: (0.5, 0.5, 0, 0) if r.options[0] == "white" else first(r))) == [
+        "kept"
+    ]
+
+
+def test_a_blind_judge_that_ties_in_every_draw_tells_nothing() -> None:
+    made = stage(entry("A?"), entry("B?"), blind=lambda r: (0.25,) * 4 if r.question == "A?" else first(r))
+    (outcome,) = curate(made)
+    tied, kept = outcome.record["candidates"]
+    why = "refused: judge 'blind' tied in all 4 draws, so whether it can guess is not known"
+    assert (tied["verdict"], tied["rules"]["guessed"]) == ("missing", {"rejected": None, "why": why})
+    assert kept["verdict"] == "kept"
+    assert [question.text for question in outcome.item.questions] == ["B?"]
+    (alone,) = curate(stage(entry(), blind=lambda _: (0.25,) * 4))
+    assert isinstance(alone, Missing)
+    assert alone.reason is Reason.REFUSED
+
+
+def test_a_lite_judge_cannot_be_blind() -> None:
+    able, lite = FunctionJudge(first, images=True), FunctionJudge(first, name="lite-3/all-MiniLM-L6-v2")
+    with pytest.raises(InputError, match=r"'lite-3/all-MiniLM-L6-v2' cannot be `blind`.* give a language model"):
+        Questions(able, able, lite, alike=None)
 
 
 FORMED = json.loads(entry())
@@ -555,7 +576,7 @@ def test_whatever_is_written_nothing_raises_and_each_is_counted_once(texts: list
     def sight(request: Request) -> Any:
         return TIMEOUT if fails and len(request.options) == 2 else first(request)
 
-    made = stage(*texts, sight=sight, blind=lambda r: (1 / len(r.options),) * len(r.options), seen_at_least=0.3)
+    made = stage(*texts, sight=sight, seen_at_least=0.3, guessed_at_most=0.5)
     (outcome,) = curate(made)
     if isinstance(outcome, Missing):
         assert outcome == TIMEOUT

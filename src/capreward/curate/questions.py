@@ -52,7 +52,8 @@ class Questions:
     Args:
         writer: writes from the image if it sees images and the item has one, else from the item's references.
         sight: answers from the image if it sees images and the item has one, else from the item's references.
-        blind: answers from nothing; it should be no weaker than the judge that the reward will ask.
+        blind: answers from nothing; it should be no weaker than the judge that the reward will ask. The lite judge cannot: it
+            compares texts, and has none to compare the options with.
         count: questions asked for; a writer may write more or fewer.
         kinds: asked for. A question of another kind is noted (`unknown_kind`), and kept.
         draws: times that each question is put to `sight` and to `blind`, with the options in another order each time.
@@ -68,7 +69,11 @@ class Questions:
 
     Missing: the item has neither image nor references (`no_image`), or not the one that the writer or `sight` needs
     (`no_reference`, `no_image`); the writer failed; or no question is left and a judge failed at one that might have been.
-    A candidate at which a judge failed is set aside as `missing`: not kept, and not held to be rejected by any rule.
+    A candidate at which a judge failed, or at which `blind` tied in every draw (`refused`), is set aside as `missing`: not
+    kept, and not held to be rejected by any rule.
+
+    Raises:
+        InputError: a setting out of range, a judge that cannot do its part, or a lite judge as `blind`.
     """
 
     name = "questions"
@@ -107,6 +112,11 @@ class Questions:
         self.writer = require(writer, "Questions", Task.INQUIRE)
         self.sight = require(sight, "Questions", Task.LOOK if sight.images else Task.CHOOSE)
         self.blind = require(blind, "Questions", Task.CHOOSE)
+        if blind.name.startswith("lite"):
+            raise InputError(
+                f"Questions: judge {blind.name!r} cannot be `blind`: it compares options with a text, and without one all "
+                "tie; give a language model, such as openai:MODEL or local:MODEL"
+            )
         self.number, self.kinds, self.draws = count, tuple(kinds), draws
         self.seen_at_least, self.guessed_at_most = seen_at_least, guessed_at_most
         self.alike, self.embed, self.temperature = alike, embed, temperature
@@ -262,7 +272,11 @@ class Questions:
             return
         for rule, replies, limit in ((unseen, seen, self.seen_at_least), (guessed, unaided, self.guessed_at_most)):
             answered = [reply for reply in replies if isinstance(reply, Reply)]
-            if failed := [reply for reply in replies if isinstance(reply, Missing)]:
+            failed = [reply for reply in replies if isinstance(reply, Missing)]
+            if rule is guessed and not failed and all(map(_tied, answered)):
+                why = f"judge {self.blind.name!r} tied in all {len(asks)} draws, so whether it can guess is not known"
+                failed = [Missing(Reason.REFUSED, why)]
+            if failed:
                 candidate.missing = candidate.missing or failed[0]
                 verdict = _untried(clean(f"{failed[0].reason}: {failed[0].detail}"))
             else:
@@ -476,14 +490,18 @@ class _Ask:
 
     def right(self, reply: Reply) -> bool:
         """Whether the right option is the likeliest; a tie is no answer."""
-        best = max(reply.values)
-        return reply.values.count(best) == 1 and reply.values.index(best) == self.question.answer
+        return not _tied(reply) and reply.values.index(max(reply.values)) == self.question.answer
 
 
 async def _answers(judge: Judge, requests: Sequence[Sequence[Sequence[Request]]]) -> list[list[list[Reply | Missing]]]:
     """The replies in the nesting of the requests, all put in one call."""
     replies = iter(await ask_each(judge, [batch for row in requests for batch in row]))
     return [[next(replies) for _ in row] for row in requests]
+
+
+def _tied(reply: Reply) -> bool:
+    """Whether no option is likelier than all others."""
+    return reply.values.count(max(reply.values)) > 1
 
 
 def _unit(vectors: Any, count: int) -> list[NDArray[np.float64]]:
