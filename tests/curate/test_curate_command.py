@@ -179,11 +179,17 @@ class TestRun:
         assert {path.name.partition(".")[0] for path in (tmp_path / "out").iterdir()} == {"replies"}
         said = capsys.readouterr().out
         assert "5 items, 2 tried" in said
+        assert "known already" not in said
         assert re.search(r"^ *tokens in +1,000 +1,000 +1,000 *$", said, re.MULTILINE)
         assert re.search(r"^ *money +2\.00 +2\.00 +2\.00 *$", said, re.MULTILINE)
         assert run(*command, "--dry-run", "--sample", "2") == 0
         assert len(server.asked) == 4
-        assert "100% of what was asked here came from the cache" in capsys.readouterr().out
+        said = capsys.readouterr().out
+        assert (
+            "100% of what the sample asks was known already, from an earlier dry run or run: the bill is too low"
+            in said
+        )
+        assert "expected to do as well" not in said
         assert run(*command) == 0
         assert asked(server) == {"describe": 5, "extract": 5}
         assert "10 requests: 6 calls, 4 cached; 600 tokens in, 60 out" in capsys.readouterr().out
@@ -272,6 +278,24 @@ class TestRun:
         monkeypatch.setattr("capreward.curate.ray.run_on_ray", fails)
         assert run("curate", "references", photos, *self.options(server), *workers) == 2
         assert capsys.readouterr().err == "capreward: error: --describer: no\n"
+
+    @pytest.mark.parametrize("workers", [(), ("--workers", "2")])
+    def test_workers_get_absolute_paths(
+        self, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: tuple[str, ...]
+    ) -> None:
+        got: list[Path] = []
+
+        def curate(make_stage: Any, sources: list[Path], *_: Any, **__: Any) -> None:
+            got.extend(sources)
+            got.extend(value for value in make_stage.keywords.values() if isinstance(value, Path))
+
+        monkeypatch.setattr(command, "curate", curate)
+        assert run("annotate", "photos", "--checkpoint", "trained", "--out", "out", *workers) == 0
+        given = ("--teacher-captions", "t.jsonl", "--student-captions", "s.jsonl")
+        judges = ("--writer", "openai:m", "--judge", "openai:m")
+        assert run("curate", "rubrics", "photos", "more", *given, *judges, "--out", "out", *workers) == 0
+        names = ["photos", "trained", "photos", "more", "t.jsonl", "s.jsonl"]
+        assert got == [tmp_path / name if workers else Path(name) for name in names]
 
     def test_workers_without_ray(
         self, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -419,6 +443,23 @@ class TestJudges:
     def test_a_model_may_have_an_at_in_its_name(self) -> None:
         (judge,) = make_judges([Role("--writer", "openai:m@2024", True)], Servers())
         assert judge.name == "openai/m@2024"
+
+    @pytest.mark.parametrize("model", ["openai:a@b", "openai:m"])
+    def test_a_url_begins_at_the_first_at_before_one(self, model: str) -> None:
+        (judge,) = make_judges([Role("--writer", f"{model}@http://h:1/v1", True)], Servers())
+        assert judge.name == model.replace(":", "/")
+
+    @pytest.mark.parametrize(
+        "url",
+        ["http://u:s3cret@h/v1", "HTTPS://s3cret@h/v1", "http://u:s3/cret@http://h/v1", "http://h/v1?key=s3cret"],
+    )
+    @pytest.mark.parametrize("name", ["openai:m", "openai:a@b", "gpt", ""])
+    def test_a_url_with_a_secret(self, name: str, url: str) -> None:
+        with pytest.raises(InputError, match=r"^--blind: got a URL with a user or a query after ") as refusal:
+            make_judges([Role("--writer", "openai:m", True), Role("--blind", f"{name}@{url}", None)], Servers())
+        said = str(refusal.value)
+        assert "s3" not in said
+        assert "\n" not in said
 
     def test_from_references(self) -> None:
         stage = command.questions(Servers(), writer="openai:m", from_references=True, alike=None)

@@ -234,6 +234,10 @@ def _run(stage: str, options: dict[str, Any], arguments: argparse.Namespace) -> 
     from capreward.curate import command
 
     check_writable(arguments.out)
+    sources = arguments.source
+    if arguments.workers is not None:  # which may run in other folders
+        sources = [path.absolute() for path in sources]
+        options = {name: value.absolute() if isinstance(value, Path) else value for name, value in options.items()}
     servers = command.Servers(
         base_url=arguments.base_url,
         concurrency=arguments.concurrency,
@@ -243,11 +247,11 @@ def _run(stage: str, options: dict[str, Any], arguments: argparse.Namespace) -> 
     )
     make_stage = partial(getattr(command, stage), servers, **options)
     if arguments.dry_run:
-        command.price(make_stage, arguments.source, limit=arguments.limit, sample=arguments.sample)
+        command.price(make_stage, sources, limit=arguments.limit, sample=arguments.sample)
         return
     command.curate(
         make_stage,
-        arguments.source,
+        sources,
         arguments.out,
         limit=arguments.limit,
         shard_size=arguments.shard_size,

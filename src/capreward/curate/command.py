@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,9 +63,10 @@ def make_judges(roles: Sequence[Role], servers: Servers) -> list[Judge]:
     """A judge for each role; roles of the same model share one.
 
     Raises:
-        InputError: no such judge (the message names the option); an option for servers without a model on one.
+        InputError: no such judge, or a URL with a user or a query (the message names the option); an option for servers
+            without a model on one.
     """
-    split = [_split(role.model) for role in roles]
+    split = [_split(role.model, role.option) for role in roles]
     on_servers = {name.removeprefix("openai:") for name, _ in split if name.startswith("openai:")}
     given = {"--base-url": servers.base_url, "--concurrency": servers.concurrency, "--prices": servers.prices}
     for option, value in given.items():
@@ -89,9 +91,17 @@ def make_judges(roles: Sequence[Role], servers: Servers) -> list[Judge]:
     return judges
 
 
-def _split(model: str) -> tuple[str, str | None]:
-    name, at, url = model.rpartition("@")
-    return (name, url) if at and url.startswith(("http://", "https://")) else (model, None)
+def _split(model: str, option: str = "model") -> tuple[str, str | None]:
+    parts = re.fullmatch(r"(.*?)@(https?://.+)", model, re.DOTALL | re.IGNORECASE)
+    if parts is None:
+        return model, None
+    name, url = parts.groups()
+    if "@" in url or "?" in url:  # what may be a secret is not repeated, and goes into no name, setting or datasheet
+        raise InputError(
+            f"{option}: got a URL with a user or a query after {name!r}, expected one without, such as "
+            "http://127.0.0.1:8000/v1; the key is read from OPENAI_API_KEY"
+        )
+    return name, url
 
 
 def _judge(name: str, url: str | None, sees: bool, servers: Servers) -> Judge:
@@ -355,7 +365,8 @@ def print_bill(bill: Bill, console: Console) -> None:
     hits, requests = (bill.total.get(name, (0.0,) * 3)[1] for name in ("hits", "requests"))
     if hits:
         print(
-            f"{hits / requests:.0%} of what was asked here came from the cache, at no cost; a run is expected to do as well"
+            f"{hits / requests:.0%} of what the sample asks was known already, from an earlier dry run or run: the bill is too "
+            "low for items that were not asked about before; another --cache has none"
         )
     if bill.total.get("calls", (0.0,) * 3)[1] and not bill.total["money"][1]:
         print("no money is counted: --prices says what the tokens of a server cost")
