@@ -211,8 +211,23 @@ def test_given_captions() -> None:
     assert outcome == Missing(Reason.NO_REFERENCE, "item 'cup' has fewer than 2 teachers' captions")
 
 
+def test_given_captions_in_the_same_words_are_one_teachers() -> None:
+    given = ["cup spoon", " cup spoon", "cup spoon\n"]
+    made = Rubrics(
+        lambda _: given, FunctionJudge(Reply(texts=(entry(),))), FunctionJudge(holds), student=lambda _: STUDENT
+    )
+    (outcome,) = curate(made)
+    assert outcome == Missing(Reason.NO_REFERENCE, "item 'cup' has fewer than 2 teachers' captions")
+    given.append("spoon")
+    (outcome,) = curate(made)
+    assert outcome.record["teachers"] == [
+        {"teacher": "given 1", "caption": "cup spoon"},
+        {"teacher": "given 4", "caption": "spoon"},
+    ]
+
+
 def test_an_item_without_a_students_caption() -> None:
-    made = Rubrics(lambda _: ["cup", "cup"], FunctionJudge(()), FunctionJudge(()), student=lambda _: None)
+    made = Rubrics(lambda _: ["cup", "mug"], FunctionJudge(()), FunctionJudge(()), student=lambda _: None)
     (outcome,) = curate(made, Item(id="cup"))
     assert outcome == Missing(Reason.NO_REFERENCE, "item 'cup' has no student's caption")
 

@@ -29,7 +29,8 @@ class Rubrics:
     spaces and final punctuation, one is left, at the heaviest severity.
 
     Args:
-        teachers: judges that describe the image, of different names; or a function that gives an item's captions.
+        teachers: judges that describe the image, of different names; or a function that gives an item's captions,
+            of which those in the same words count once.
         writer: criticises; sees the image too if it sees images and the item has one.
         judge: says whether a caption meets a criterion; the one that the reward will ask, or a stronger one.
         student: a judge that describes the image, or a function that gives the caption of an item, None if it has none.
@@ -144,8 +145,9 @@ class Rubrics:
         of_teachers: Sequence[str | Missing] = told[: len(self.teachers)]
         names = [teacher.name for teacher in self.teachers]
         if self.given is not None:
-            of_teachers = [clean(text) for text in self.given(item)]
-            names = [f"given {number}" for number in range(1, len(of_teachers) + 1)]
+            texts = [clean(text) for text in self.given(item)]
+            of_teachers = list(dict.fromkeys(texts))  # a copy is no second teacher
+            names = [f"given {texts.index(text) + 1}" for text in dict.fromkeys(texts)]
         teachers, failed = [], []
         missing = Missing(Reason.NO_REFERENCE, f"item {item.id!r} has fewer than {self.agree} teachers' captions")
         for name, text in zip(names, of_teachers, strict=True):
