@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +22,15 @@ def encoded(colour: Any, size: tuple[int, int] = (20, 16), *, mode: str = "RGB",
 
 
 RED = encoded((255, 0, 0))
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+BOMB = (
+    b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)) + chunk(b"IDAT", b"")
+)
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +97,23 @@ class TestOpenImage:
     def test_from_a_file(self, tmp_path: Path) -> None:
         (tmp_path / "red.png").write_bytes(RED)
         assert open_image(tmp_path / "red.png").tobytes() == open_image(RED).tobytes()
+
+    def test_has_more_pixels_than_pil_takes(self, processor: Any) -> None:
+        with pytest.raises(OSError, match=r"cannot be read: Image size \(3600000000 pixels\) exceeds"):
+            open_image(BOMB)
+        with pytest.raises(OSError, match="cannot be read"):
+            with_images(processor, "<image>", [BOMB])
+
+    @pytest.mark.parametrize("error", [SyntaxError("broken"), struct.error("broken"), ValueError("broken")])
+    def test_is_broken_in_a_way_that_pil_says_otherwise(
+        self, error: Exception, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def broken(_: Any) -> Any:
+            raise error
+
+        monkeypatch.setattr(Image, "open", broken)
+        with pytest.raises(OSError, match="the image cannot be read: broken"):
+            open_image(RED)
 
     @pytest.mark.parametrize("image", [b"", b"no picture", RED[:50], Path("nowhere.png")])
     def test_cannot_be_read(self, image: Any) -> None:

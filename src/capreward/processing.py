@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
@@ -33,8 +34,16 @@ def open_image(image: Path | bytes) -> Any:
     """A picture of PIL, in RGB.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: it cannot be read, or has more pixels than PIL takes.
     """
     from PIL import Image
 
-    return Image.open(BytesIO(image) if isinstance(image, bytes) else image).convert("RGB")
+    try:
+        return Image.open(BytesIO(image) if isinstance(image, bytes) else image).convert("RGB")
+    except (
+        Image.DecompressionBombError,
+        SyntaxError,
+        struct.error,
+        ValueError,
+    ) as error:  # as PIL has it of broken files
+        raise OSError(f"the image cannot be read: {error}") from error

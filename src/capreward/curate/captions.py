@@ -162,7 +162,7 @@ class CheckpointDescriber:
                     raise InputError(f"{self.name}: expected requests to describe one image, got {request.task}")
                 try:
                     prompts[n] = self._policy(request.question).prompt(Item(id="image", image=request.images[0]))
-                except (ValueError, SyntaxError) as error:  # the latter is what PIL finds in some broken files
+                except ValueError as error:  # an image that cannot be read, or that the processor does not take
                     replies[n] = Missing(Reason.NO_IMAGE, str(error))
                 if len(prompts) == self.batch:
                     replies |= self._described(requests, prompts)
