@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from capreward import Item
+from capreward.curate.folder import First, open_any
 from capreward.curate.sources import Fault, Folder, Lines, Listed, Parquet, Source, Webdataset, open_source
 from capreward.errors import InputError
 
@@ -158,6 +159,43 @@ class TestParquet:
             Parquet(tmp_path / "items.parquet")
 
 
+class TestTables:
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        lines(tmp_path / "a.jsonl", {"id": "a"}, {"id": "b"}, {"id": "a"})
+        pq.write_table(pa.table({"id": ["c", "b", "d"]}), tmp_path / "b.parquet")
+        lines(tmp_path / "c.ndjson")
+        lines(tmp_path / "d.NDJSON", {"id": "d"}, b"{", {"id": "e"})
+        (tmp_path / "notes.txt").write_text("no table")
+        return tmp_path
+
+    @pytest.mark.parametrize("size", [1, 2, 3, 100])
+    def test_of_a_folder_are_one(self, folder: Path, size: int) -> None:
+        expected = ["a", "b", "duplicate id", "c", "duplicate id", "d", "duplicate id", "unusable", "e"]
+        source = open_any([folder])
+        assert said(source, size) == said(open_source(folder), size) == expected
+        assert said(open_source([folder / "a.jsonl", folder / "b.parquet"]), size) == expected[:6]
+        for limit in (1, 4, 8):
+            assert said(First(source, limit), size) == expected[:limit]
+
+    def test_a_folder_of_parquet(self, folder: Path) -> None:
+        (folder / "sub").mkdir()
+        for n, part in enumerate((["a", "b"], ["b", "c"])):
+            pq.write_table(pa.table({"key": part}), folder / "sub" / f"{n}.parquet")
+        assert said(open_source(folder / "sub", columns={"id": "key"})) == ["a", "b", "duplicate id", "c"]
+
+    def test_other_content_is_described_otherwise(self, folder: Path) -> None:
+        before = open_source(folder).describe()
+        assert open_source(folder).describe() == before
+        lines(folder / "c.ndjson", {"id": "z"})
+        assert open_source(folder).describe()["digest"] != before["digest"]
+
+    def test_beside_tars(self, folder: Path) -> None:
+        tar(folder / "0.tar", **{"k.png": png()})
+        with pytest.raises(InputError, match=r"a\.jsonl would not be read beside 0\.tar"):
+            open_any([folder])
+
+
 class TestFolder:
     def test_images_below_it_in_order(self, tmp_path: Path) -> None:
         for name in ("b.png", "a/z.PNG", "a/ü 猫.png", ".hidden.png", ".git/x.png", "a.b/c.png"):
@@ -257,7 +295,7 @@ class TestOpening:
         with pytest.raises(InputError, match=r"got a \.csv file"):
             open_source(tmp_path / "a.csv")
         with pytest.raises(InputError, match="expected one path"):
-            open_source([tmp_path / "a.jsonl", tmp_path / "b.jsonl"])
+            open_source([tmp_path / "a.csv", tmp_path / "b.jsonl"])
         with pytest.raises(InputError, match="columns"):
             open_source(tmp_path, columns={"id": "key"})
 

@@ -23,7 +23,7 @@ from capreward.curate.sources import (
     _made,
     open_source,
 )
-from capreward.data import parse_line
+from capreward.data import ENDINGS, parse_line
 from capreward.errors import InputError
 
 
@@ -42,8 +42,9 @@ def open_any(paths: Sequence[Path]) -> Source:
                 f"{folder}: holds a run that has not come to its end; finish it, or name {folder / 'items'}: what is there"
             )
         return Files(folder / "items")
-    endings = {path.suffix.lower() for path in folder.iterdir() if path.name[0] != "."}
-    if ".jsonl" in endings and not endings & {*IMAGES, ".tar"}:
+    files = [path for path in folder.iterdir() if path.name[0] != "."]
+    read = {path.suffix for path in files if path.suffix.lower() in (*ENDINGS, *IMAGES, ".tar")}
+    if read == {".jsonl"}:
         return Files(folder)
     return open_source(folder)
 
@@ -127,11 +128,12 @@ class First:
 
     def shards(self, size: int) -> Iterator[Shard]:
         """Slices of `size` entries, up to the limit."""
+        left = len(self)
         for shard in self.source.shards(size):
-            left = len(self) - size * shard.number
             if left <= 0:
                 return
             yield replace(shard, count=min(shard.count, left))
+            left -= shard.count
 
     def read(self, shard: Shard) -> Iterator[Entry]:
         """The entries of a shard."""

@@ -13,7 +13,7 @@ import os
 import tarfile
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
 from pathlib import Path
 from typing import Any, Protocol
@@ -73,7 +73,7 @@ class Source(Protocol):
         ...
 
     def shards(self, size: int) -> Iterator[Shard]:
-        """Slices of `size` entries, the last one shorter, numbered from 0; the same ones every time."""
+        """Slices of at most `size` entries, numbered from 0; the same ones every time."""
         ...
 
     def read(self, shard: Shard) -> Iterator[Entry]:
@@ -82,35 +82,58 @@ class Source(Protocol):
 
 
 def open_source(path: str | Path | Sequence[str | Path], *, columns: Mapping[str, str] | None = None) -> Source:
-    """The source at a path: a .jsonl or .parquet file, a folder of images, a .tar file, a list or a folder of .tar files.
+    """The source at a path: .jsonl, .ndjson and .parquet files, .tar files, or a folder of images.
+
+    Of files there may be several of either kind, as a list or in a folder. In a folder of images tables are not read.
 
     Args:
-        columns: field -> column, as in `data.read_items`; for .jsonl and .parquet.
+        columns: field -> column, as in `data.read_items`; for .jsonl, .ndjson and .parquet.
 
     Raises:
-        InputError: none of these.
+        InputError: none of these, or a folder of .tar files with others beside them that would not be read.
         MissingExtraError: a parquet file without the extra `data`.
     """
     paths = [Path(path)] if isinstance(path, str | Path) else [Path(each) for each in path]
-    if len(paths) == 1 and paths[0].is_dir() and (tars := sorted(paths[0].glob("*.tar"))):
-        paths = tars
+    if len(paths) == 1 and paths[0].is_dir():
+        paths = _files_of(paths[0]) or paths
     if paths and all(each.suffix == ".tar" for each in paths):
         if columns is not None:
             raise InputError("columns: got them for a webdataset, which has none")
         return Webdataset(paths)
+    if len(paths) > 1 and all(each.suffix.lower() in ENDINGS and each.is_file() for each in paths):
+        return Tables(paths, columns)
     if len(paths) != 1:
-        raise InputError(f"source: got {[str(each) for each in paths]}, expected one path, or .tar files alone")
+        raise InputError(
+            f"source: got {[str(each) for each in paths]}, expected one path, .tar files alone, or {', '.join(ENDINGS)} alone"
+        )
     if paths[0].is_dir():
         if columns is not None:
             raise InputError("columns: got them for a folder of images, which has none")
         return Folder(paths[0])
     if not paths[0].is_file():
         raise InputError(f"{paths[0]}: no such file or folder")
-    if paths[0].suffix not in ENDINGS:
+    if paths[0].suffix.lower() not in ENDINGS:
         raise InputError(
             f"{paths[0]}: got a {paths[0].suffix or 'nameless'} file, expected {', '.join(ENDINGS)}, a .tar or a folder of images"
         )
-    return Parquet(paths[0], columns) if paths[0].suffix == ".parquet" else Lines(paths[0], columns)
+    return _table(paths[0], columns)
+
+
+def _files_of(folder: Path) -> list[Path]:
+    """The .tar files of a folder, or its tables; none where it is one of images."""
+    files = sorted(path for path in folder.iterdir() if path.name[0] != "." and path.is_file())
+    tars = [path for path in files if path.suffix == ".tar"]
+    tables = [path for path in files if path.suffix.lower() in ENDINGS]
+    images = [path for path in files if path.suffix.lower() in IMAGES]
+    if tars and (others := tables + images):
+        raise InputError(
+            f"{folder}: {others[0].name} would not be read beside {tars[0].name}; put them into folders of their own"
+        )
+    return tars or ([] if images else tables)
+
+
+def _table(path: Path, columns: Mapping[str, str] | None, ids: _Ids | None = None) -> Lines | Parquet:
+    return (Parquet if path.suffix.lower() == ".parquet" else Lines)(path, columns, ids)
 
 
 class _Indexed:
@@ -190,14 +213,16 @@ class Lines(_Indexed):
     Args:
         path: of the file. Image paths are relative to it.
         columns: field -> column.
+        ids: of the files before it, to which its own are added.
     """
 
     kind = "jsonl"
 
-    def __init__(self, path: str | Path, columns: Mapping[str, str] | None = None) -> None:
+    def __init__(self, path: str | Path, columns: Mapping[str, str] | None = None, ids: _Ids | None = None) -> None:
         super().__init__(str(path))
         self.path, self.columns = Path(path), columns
-        ids, starts = _Ids(), array("Q")
+        ids, starts = _Ids() if ids is None else ids, array("Q")
+        before = len(ids)
         content = hashlib.blake2b(digest_size=16)
         with self.path.open("rb") as lines:
             for number, line in enumerate(lines, 1):
@@ -206,7 +231,7 @@ class Lines(_Indexed):
                     ids.add(_id_of(line, columns))
                     content.update(line)
         self._starts = starts
-        self._count, self._twice, _ = len(starts) // 2, *ids.found()
+        self._count, self._twice, _ = len(starts) // 2, *ids.found(before)
         self._fingerprint = content.hexdigest()
 
     def _slices(self, size: int) -> Iterator[Any]:
@@ -236,6 +261,7 @@ class Parquet(_Indexed):
     Args:
         path: of the file. Image paths are relative to it.
         columns: field -> column.
+        ids: of the files before it, to which its own are added.
 
     Raises:
         InputError: it cannot be read as parquet.
@@ -246,10 +272,11 @@ class Parquet(_Indexed):
     _broken: type[Exception] = OSError
     """What pyarrow raises."""
 
-    def __init__(self, path: str | Path, columns: Mapping[str, str] | None = None) -> None:
+    def __init__(self, path: str | Path, columns: Mapping[str, str] | None = None, ids: _Ids | None = None) -> None:
         super().__init__(str(path))
         self.path, self.columns = Path(path), columns
-        ids = _Ids()
+        ids = _Ids() if ids is None else ids
+        before = len(ids)
         try:
             with self._open() as file:
                 names = set(file.schema_arrow.names)
@@ -261,9 +288,9 @@ class Parquet(_Indexed):
                 self._count = file.metadata.num_rows
         except (self._broken, OSError) as error:
             raise InputError(f"{path}: not a parquet file ({error})") from None
-        while len(ids) < self._count:  # no column of ids: every row is a fault
+        while len(ids) < before + self._count:  # no column of ids: every row is a fault
             ids.add(None)
-        self._twice, found = ids.found()
+        self._twice, found = ids.found(before)
         self._fingerprint = digest([found, self.path.stat().st_size])
 
     def _open(self) -> Any:
@@ -305,6 +332,42 @@ def _rows_between(file: Any, start: int, end: int) -> Iterator[Any]:
                 if at >= end:
                     return
         first += rows
+
+
+class Tables(_Indexed):
+    """Several .jsonl, .ndjson and .parquet files as one, in the order given; each begins a shard of its own.
+
+    Args:
+        paths: of the files. Image paths are relative to the file that names them.
+        columns: field -> column, in all of them.
+
+    Raises:
+        InputError, MissingExtraError: as `Parquet`.
+    """
+
+    kind = "tables"
+
+    def __init__(self, paths: Sequence[str | Path], columns: Mapping[str, str] | None = None) -> None:
+        super().__init__(", ".join(map(str, paths)))
+        ids = _Ids()
+        self.parts = [_table(Path(path), columns, ids) for path in paths]
+        self._count, (self._twice, _) = len(ids), ids.found()
+        self._fingerprint = digest([part.describe()["digest"] for part in self.parts])
+
+    def shards(self, size: int) -> Iterator[Shard]:
+        """Slices of `size` entries; the last one of each file is shorter."""
+        twice = np.asarray(self._twice, dtype=np.int64)
+        number = start = 0
+        for n, part in enumerate(self.parts):
+            for shard in part.shards(size):
+                low, high = np.searchsorted(twice, [start, start + shard.count])
+                again = frozenset((twice[low:high] - start).tolist())
+                yield replace(shard, number=number, where=(n, shard.where), again=again)
+                number, start = number + 1, start + shard.count
+
+    def _entries(self, shard: Shard) -> Iterator[Entry]:
+        part, where = shard.where
+        yield from self.parts[part]._entries(replace(shard, where=where))
 
 
 class Folder(_Indexed):
@@ -484,12 +547,13 @@ class _Ids:
         own = f"id {id}" if id is not None else f"row {len(self)}"
         self.hashes += hashlib.blake2b(own.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
-    def found(self) -> tuple[Sequence[int], str]:
-        """The rows whose id an earlier one has, in order; and a hash of all ids."""
-        halves = np.frombuffer(bytes(self.hashes), dtype=np.uint64).reshape(-1, 2)
+    def found(self, start: int = 0) -> tuple[Sequence[int], str]:
+        """Of the rows from `start` on, those whose id an earlier one of them has, in order; and a hash of their ids."""
+        hashes = bytes(self.hashes[16 * start :])
+        halves = np.frombuffer(hashes, dtype=np.uint64).reshape(-1, 2)
         order = np.lexsort((halves[:, 1], halves[:, 0]))  # stable: of equal ones the earlier comes first
         same = (halves[order[1:]] == halves[order[:-1]]).all(axis=1)
-        return np.sort(order[1:][same]).tolist(), hashlib.blake2b(self.hashes, digest_size=16).hexdigest()
+        return np.sort(order[1:][same]).tolist(), hashlib.blake2b(hashes, digest_size=16).hexdigest()
 
 
 def _id(value: object) -> str | None:
