@@ -10,7 +10,7 @@ import pytest
 from fakes import FakeJudge
 from PIL import Image
 
-from capreward import Item, Missing, Reason, Reply, Request, Task, read_items, read_rollouts
+from capreward import Item, Missing, Reason, Reply, Request, Task, prompts, read_items, read_rollouts
 from capreward.curate.captions import Captions, CheckpointDescriber, as_references
 from capreward.curate.pipeline import run
 from capreward.curate.sources import Listed, open_source
@@ -51,6 +51,15 @@ class TestCaptions:
         first, second = as_references([item, plain])
         assert (first.references, first.reference_units, first.metadata) == (("New.",), (), {"n": 1})
         assert second is plain
+
+    def test_settings_and_the_prompt_are_described(self) -> None:
+        described = Captions(describer(), sampling=Sampling(0.7, 3)).describe()
+        assert described == {
+            "describer": "teacher",
+            "instruction": "Describe this image in detail.",
+            "sampling": {"temperature": 0.7, "seed": 3},
+            "prompts": {"describe": prompts.load(Task.DESCRIBE).hash},
+        }
 
     def test_failures_are_missing(self) -> None:
         answers = {b"a": Missing(Reason.TIMEOUT), b"b": Reply(texts=(" ... ",)), b"c": Reply()}
@@ -178,6 +187,7 @@ class TestCheckpoint:
     def test_its_name_is_that_of_its_weights(self, checkpoint: Path, tmp_path: Path) -> None:
         judge = CheckpointDescriber(checkpoint)
         assert judge.name.startswith("checkpoint/captioner@")
+        assert Captions(judge).describe()["prompts"] == {}  # it takes the instruction alone
         assert CheckpointDescriber(checkpoint).name == judge.name
         assert CheckpointDescriber(checkpoint, max_tokens=9).name != judge.name
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from capreward.curate.stage import Curated, Outcome
+from capreward.curate.writing import prompt_hashes
 from capreward.errors import InputError, missing_extra
 from capreward.judges.base import Judge, Reply, Request, Sampling, Task, Usage, ask_each, require
 from capreward.judges.wrap import require_positive
@@ -56,9 +57,15 @@ class Captions:
         return (self.describer,)
 
     def describe(self) -> Mapping[str, Any]:
-        """JSON-ready settings."""
+        """JSON-ready settings, and the hash of the prompt, of which a checkpoint has its own."""
         sampling = {"temperature": self.sampling.temperature, "seed": self.sampling.seed}
-        return {"describer": self.describer.name, "instruction": self.instruction, "sampling": sampling}
+        own = self.describer.name.startswith("checkpoint/")
+        return {
+            "describer": self.describer.name,
+            "instruction": self.instruction,
+            "sampling": sampling,
+            "prompts": prompt_hashes(*([] if own else [Task.DESCRIBE])),
+        }
 
     async def curate(self, items: Sequence[Item]) -> list[Outcome]:
         """One outcome for each item."""
