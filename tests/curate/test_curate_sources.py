@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import tarfile
 from pathlib import Path
@@ -218,6 +219,34 @@ class TestFolder:
         before = Folder(tmp_path).describe()
         (tmp_path / "0.png").write_bytes(png())
         assert Folder(tmp_path).describe() != before
+
+    @pytest.mark.parametrize(("gone", "come"), [("", "0.png"), ("", "z.png"), ("b.png", ""), ("b.png", "0.png")])
+    @pytest.mark.parametrize("size", [1, 2, 3, 100])
+    def test_one_that_changes_while_it_is_read(self, tmp_path: Path, size: int, gone: str, come: str) -> None:
+        for name in "abcde":
+            (tmp_path / f"{name}.png").write_bytes(png())
+        source = Folder(tmp_path)
+        if gone:
+            (tmp_path / gone).unlink()
+        if come:
+            (tmp_path / come).write_bytes(png())
+        read = []
+        with pytest.raises(InputError, match="changed while it was read"):
+            read.extend(source.shards(size))
+        assert sum(shard.count for shard in read) < 5
+
+    def test_a_folder_below_it_that_cannot_be_listed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "a").mkdir()
+        listed = os.scandir
+
+        def scandir(path: Any) -> Any:
+            if Path(path).name == "a":
+                raise PermissionError(13, "Permission denied", str(path))
+            return listed(path)
+
+        monkeypatch.setattr(os, "scandir", scandir)
+        with pytest.raises(InputError, match="a: cannot be listed: Permission denied"):
+            Folder(tmp_path)
 
 
 class TestWebdataset:

@@ -374,6 +374,9 @@ class Folder(_Indexed):
     """The images below a folder, in the order of their names; the id of an item is its path from there, with slashes.
 
     Hidden files and folders are left out. The folder is listed anew by every call of `shards`.
+
+    Raises:
+        InputError: no folder, or one below it that cannot be listed; from `shards`, it changed since it was opened.
     """
 
     kind = "folder"
@@ -390,7 +393,10 @@ class Folder(_Indexed):
         self._fingerprint = content.hexdigest()
 
     def _names(self) -> Iterator[str]:
-        for folder, inner, files in os.walk(self.path):
+        def refuse(error: OSError) -> None:
+            raise InputError(f"{error.filename}: cannot be listed: {error.strerror}") from error
+
+        for folder, inner, files in os.walk(self.path, onerror=refuse):
             inner[:] = sorted(name for name in inner if name[0] != ".")
             below = Path(folder).relative_to(self.path)
             for name in sorted(files):
@@ -398,8 +404,17 @@ class Folder(_Indexed):
                     yield (below / name).as_posix()
 
     def _slices(self, size: int) -> Iterator[Any]:
-        names = self._names()
-        while part := tuple(itertools.islice(names, size)):
+        names, left = self._names(), self._count
+        content = hashlib.blake2b(digest_size=16)
+        while left:
+            expected = min(size, left)
+            part = tuple(itertools.islice(names, expected))
+            left -= expected
+            for name in part:
+                content.update(os.fsencode(name) + b"\0")
+            same = bool(left) or (next(names, None) is None and content.hexdigest() == self._fingerprint)
+            if len(part) < expected or not same:
+                raise InputError(f"{self.path}: changed while it was read; start again when it is complete")
             yield part
 
     def _entries(self, shard: Shard) -> Iterator[Entry]:
