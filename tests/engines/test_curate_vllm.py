@@ -182,7 +182,9 @@ def once(
     assert sorted([*items, *dead]) == sorted(ids)
     assert list(records) == list(items)
     assert status == (0 if items else 2)
-    assert {row["reason"] for row in dead.values()} <= OF_ITS_WRITING
+    # it may also tie between the letters, to the bit, whenever it is asked blindly
+    ties = [row for row in dead.values() if row["reason"] == "refused" and "tied in all" in row["detail"]]
+    assert {row["reason"] for row in dead.values() if row not in ties} <= OF_ITS_WRITING
     assert all(row["detail"] for row in dead.values())
     for item in read_items(out / "items") if items else ():
         assert isinstance(item.image, Path)
@@ -191,7 +193,7 @@ def once(
     assert sheet["finished"] is True
     assert (sheet["entries"], sheet["items"]) == (PHOTOS, len(items))
     assert sheet["dead"] == Counter(row["reason"] for row in dead.values())
-    assert {Reason(reason) for reason in sheet["dead"]}.isdisjoint({Reason.SERVER, Reason.TIMEOUT, Reason.REFUSED})
+    assert {Reason(reason) for reason in sheet["dead"]}.isdisjoint({Reason.SERVER, Reason.TIMEOUT})
     assert sheet["judges"] == sorted(sheet["usage"]) == sorted([MODEL, *others])
     usage = sheet["usage"][MODEL]
     assert usage["calls"] == asked > 0
