@@ -23,7 +23,9 @@ from capreward.train import checkpoint
 from capreward.train.loop import Trainer
 
 KILLS = 10
-SETTINGS: dict[str, Any] = {"steps": KILLS + 4, "save_every": 1, "max_tokens": 6, "updates": 2, "kl": 0.05}
+AHEAD = 3
+"""Checkpoints that a life may write more than were asked of it: a machine that stalls must not let it finish."""
+SETTINGS: dict[str, Any] = {"steps": KILLS + AHEAD + 1, "save_every": 1, "max_tokens": 6, "updates": 2, "kl": 0.05}
 
 
 def trainer(out: Path, **changes: Any) -> Trainer:
@@ -55,11 +57,14 @@ def at_step(folder: Path) -> int:
     return int(found.name.removeprefix("step-")) if found else 0
 
 
-def slow_disk() -> None:
+def disk(folder: Path, *, last: int, delay: float) -> None:
+    """Every sync takes delay seconds; past checkpoint last it never ends, so that no life finishes before it is killed."""
     sync = os.fsync
 
     def slow(handle: int) -> None:
-        time.sleep(0.1)
+        while at_step(folder) >= last:
+            time.sleep(1)
+        time.sleep(delay)
         sync(handle)
 
     os.fsync = slow
@@ -74,20 +79,23 @@ def main(folder: Path) -> None:
     chance = random.Random(0)
     killed = folder / "killed" / "checkpoints"
 
-    def live(*, writes_slowly: bool) -> None:
-        if writes_slowly:
-            slow_disk()
+    def live(life: int, *, delay: float) -> None:
+        disk(killed, last=life + AHEAD, delay=delay)
         trainer(killed.parent).train(resume=True)
 
     for life in range(KILLS):
         while_writing = life % 2 == 1
-        child = fork(lambda: live(writes_slowly=while_writing))  # noqa: B023  runs at once
-        # every life gets at least as far as to repeat what the one before it did not save
-        while at_step(killed) < life and os.waitpid(child, os.WNOHANG) == (0, 0):
-            time.sleep(0.002)
-        if while_writing:
-            while not list(killed.glob(".*")):
+        child = fork(lambda: live(life, delay=0.1 if while_writing else 0))  # noqa: B023  runs at once
+
+        def until(reached: Callable[[], Any]) -> None:
+            while not reached():
+                assert os.waitpid(child, os.WNOHANG) == (0, 0), "the run ended by itself"  # noqa: B023
                 time.sleep(0.002)
+
+        # every life gets at least as far as to repeat what the one before it did not save
+        until(lambda: at_step(killed) >= life)  # noqa: B023
+        if while_writing:
+            until(lambda: list(killed.glob(".*")))
             time.sleep(chance.uniform(0, 0.25))
         else:
             time.sleep(chance.uniform(0, 1.5 * a_step))
@@ -95,7 +103,7 @@ def main(folder: Path) -> None:
         _, status = os.waitpid(child, 0)
         assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
         print(at_step(killed), "writing" if list(killed.glob(".*")) else "", flush=True)
-    wait(fork(lambda: live(writes_slowly=False)))
+    wait(fork(lambda: trainer(killed.parent).train(resume=True)))
 
 
 if __name__ == "__main__":

@@ -622,7 +622,7 @@ def test_killed_ten_times_is_as_never_killed(tmp_path: Path) -> None:
     kills = [line.split() for line in started(str(HERE / "killed.py"), str(tmp_path)).splitlines()]
     assert len(kills) == 10
     assert any("writing" in kill for kill in kills)
-    assert len({kill[0] for kill in kills}) > 5  # spread over the run
+    assert all(life <= int(kill[0]) <= life + 3 for life, kill in enumerate(kills))  # spread over the run
     alive, killed = tmp_path / "alive", tmp_path / "killed"
     assert (alive / "final" / "model.safetensors").read_bytes() == (killed / "final" / "model.safetensors").read_bytes()
     for name in ("samples.jsonl", "before.jsonl", "after.jsonl", *LEDGER):
