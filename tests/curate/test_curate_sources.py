@@ -191,6 +191,11 @@ class TestTables:
         lines(folder / "c.ndjson", {"id": "z"})
         assert open_source(folder).describe()["digest"] != before["digest"]
 
+    def test_a_name_of_many(self, tmp_path: Path) -> None:
+        paths = [lines(tmp_path / f"{n}.jsonl") for n in range(5)]
+        assert open_source(paths[:3]).describe()["name"] == ", ".join(map(str, paths[:3]))
+        assert open_source(paths).describe()["name"] == f"{', '.join(map(str, paths[:3]))} and 2 more"
+
     def test_beside_tars(self, folder: Path) -> None:
         tar(folder / "0.tar", **{"k.png": png()})
         with pytest.raises(InputError, match=r"a\.jsonl would not be read beside 0\.tar"):

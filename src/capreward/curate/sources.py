@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import tarfile
+from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from capreward.data import ENDINGS, digest, item_of, parse_line
 from capreward.errors import InputError, missing_extra
@@ -31,6 +33,8 @@ DUPLICATE = "duplicate id"
 """Reason of a dead letter: an earlier row has the same id."""
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 """Endings of the files that count as images, in small or capital letters."""
+SHOWN = 3
+"""Of several files, those that a datasheet names: of a run of many shards there are thousands."""
 _STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF", b"GIF8", b"BM")
 
 
@@ -136,15 +140,16 @@ def _table(path: Path, columns: Mapping[str, str] | None, ids: _Ids | None = Non
     return (Parquet if path.suffix.lower() == ".parquet" else Lines)(path, columns, ids)
 
 
-class _Indexed:
+class _Indexed(ABC):
     """What the sources share: what they found out when they were opened, and slices of it."""
 
-    kind = ""
+    kind: str
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, *paths: str | Path) -> None:
+        some, more = [str(path) for path in paths[:SHOWN]], len(paths) - SHOWN
+        self.name = ", ".join(some) + (f" and {more} more" if more > 0 else "")
         self._count = 0
-        self._twice: Sequence[int] = ()
+        self._twice = np.empty(0, np.int64)
         self._fingerprint = ""
 
     def __len__(self) -> int:
@@ -159,14 +164,13 @@ class _Indexed:
         return {"kind": self.kind, "name": self.name, "entries": self._count, "digest": self._fingerprint}
 
     def shards(self, size: int) -> Iterator[Shard]:
-        """Slices of `size` entries."""
+        """Slices of `size` entries; a shorter one at the end, of each file where there are several tables."""
         require_positive("shards", size=size)
-        twice = np.asarray(self._twice, dtype=np.int64)
-        for number, where in enumerate(self._slices(size)):
-            start = number * size
-            low, high = np.searchsorted(twice, [start, start + size])
-            again = frozenset((twice[low:high] - start).tolist())
-            yield Shard(number, min(size, self._count - start), where, again)
+        start = 0
+        for number, (where, count) in enumerate(self._slices(size)):
+            low, high = np.searchsorted(self._twice, [start, start + count])
+            yield Shard(number, count, where, frozenset((self._twice[low:high] - start).tolist()))
+            start += count
 
     def read(self, shard: Shard) -> Iterator[Entry]:
         """The entries of a shard."""
@@ -177,13 +181,13 @@ class _Indexed:
                 made = Fault(UNUSABLE, f"{place}: {fault}", made.id)
             yield place, made
 
-    def _slices(self, size: int) -> Iterator[Any]:
-        """`where` of each shard."""
-        raise NotImplementedError
+    @abstractmethod
+    def _slices(self, size: int) -> Iterator[tuple[Any, int]]:
+        """`where` and `count` of each shard."""
 
+    @abstractmethod
     def _entries(self, shard: Shard) -> Iterator[Entry]:
         """At least as many as the shard has."""
-        raise NotImplementedError
 
 
 class Listed(_Indexed):
@@ -199,8 +203,9 @@ class Listed(_Indexed):
         self.items = list(items)
         self._count, self._twice, self._fingerprint = len(self.items), *ids.found()
 
-    def _slices(self, size: int) -> Iterator[Any]:
-        yield from range(0, self._count, size)
+    def _slices(self, size: int) -> Iterator[tuple[Any, int]]:
+        for n in range(0, self._count, size):
+            yield n, min(size, self._count - n)
 
     def _entries(self, shard: Shard) -> Iterator[Entry]:
         for n in range(shard.where, shard.where + shard.count):
@@ -219,7 +224,7 @@ class Lines(_Indexed):
     kind = "jsonl"
 
     def __init__(self, path: str | Path, columns: Mapping[str, str] | None = None, ids: _Ids | None = None) -> None:
-        super().__init__(str(path))
+        super().__init__(path)
         self.path, self.columns = Path(path), columns
         ids, starts = _Ids() if ids is None else ids, array("Q")
         before = len(ids)
@@ -234,9 +239,9 @@ class Lines(_Indexed):
         self._count, self._twice, _ = len(starts) // 2, *ids.found(before)
         self._fingerprint = content.hexdigest()
 
-    def _slices(self, size: int) -> Iterator[Any]:
+    def _slices(self, size: int) -> Iterator[tuple[Any, int]]:
         for n in range(0, self._count, size):
-            yield self._starts[2 * n], self._starts[2 * n + 1]
+            yield (self._starts[2 * n], self._starts[2 * n + 1]), min(size, self._count - n)
 
     def _entries(self, shard: Shard) -> Iterator[Entry]:
         start, first = shard.where
@@ -273,7 +278,7 @@ class Parquet(_Indexed):
     """What pyarrow raises."""
 
     def __init__(self, path: str | Path, columns: Mapping[str, str] | None = None, ids: _Ids | None = None) -> None:
-        super().__init__(str(path))
+        super().__init__(path)
         self.path, self.columns = Path(path), columns
         ids = _Ids() if ids is None else ids
         before = len(ids)
@@ -302,8 +307,9 @@ class Parquet(_Indexed):
         self._broken = ArrowException
         return ParquetFile(self.path)
 
-    def _slices(self, size: int) -> Iterator[Any]:
-        yield from range(0, self._count, size)
+    def _slices(self, size: int) -> Iterator[tuple[Any, int]]:
+        for n in range(0, self._count, size):
+            yield n, min(size, self._count - n)
 
     def _entries(self, shard: Shard) -> Iterator[Entry]:
         done, end = shard.where, shard.where + shard.count
@@ -348,22 +354,16 @@ class Tables(_Indexed):
     kind = "tables"
 
     def __init__(self, paths: Sequence[str | Path], columns: Mapping[str, str] | None = None) -> None:
-        super().__init__(", ".join(map(str, paths)))
+        super().__init__(*paths)
         ids = _Ids()
         self.parts = [_table(Path(path), columns, ids) for path in paths]
         self._count, (self._twice, _) = len(ids), ids.found()
         self._fingerprint = digest([part.describe()["digest"] for part in self.parts])
 
-    def shards(self, size: int) -> Iterator[Shard]:
-        """Slices of `size` entries; the last one of each file is shorter."""
-        twice = np.asarray(self._twice, dtype=np.int64)
-        number = start = 0
+    def _slices(self, size: int) -> Iterator[tuple[Any, int]]:
         for n, part in enumerate(self.parts):
-            for shard in part.shards(size):
-                low, high = np.searchsorted(twice, [start, start + shard.count])
-                again = frozenset((twice[low:high] - start).tolist())
-                yield replace(shard, number=number, where=(n, shard.where), again=again)
-                number, start = number + 1, start + shard.count
+            for where, count in part._slices(size):
+                yield (n, where), count
 
     def _entries(self, shard: Shard) -> Iterator[Entry]:
         part, where = shard.where
@@ -382,7 +382,7 @@ class Folder(_Indexed):
     kind = "folder"
 
     def __init__(self, path: str | Path) -> None:
-        super().__init__(str(path))
+        super().__init__(path)
         self.path = Path(path)
         if not self.path.is_dir():
             raise InputError(f"{path}: no such folder")
@@ -403,7 +403,7 @@ class Folder(_Indexed):
                 if name[0] != "." and name.lower().endswith(IMAGES):
                     yield (below / name).as_posix()
 
-    def _slices(self, size: int) -> Iterator[Any]:
+    def _slices(self, size: int) -> Iterator[tuple[Any, int]]:
         names, left = self._names(), self._count
         content = hashlib.blake2b(digest_size=16)
         while left:
@@ -415,7 +415,7 @@ class Folder(_Indexed):
             same = bool(left) or (next(names, None) is None and content.hexdigest() == self._fingerprint)
             if len(part) < expected or not same:
                 raise InputError(f"{self.path}: changed while it was read; start again when it is complete")
-            yield part
+            yield part, len(part)
 
     def _entries(self, shard: Shard) -> Iterator[Entry]:
         for name in shard.where:
@@ -440,7 +440,7 @@ class Webdataset(_Indexed):
 
     def __init__(self, paths: Sequence[str | Path]) -> None:
         self.paths = [Path(path) for path in paths]
-        super().__init__(", ".join(map(str, self.paths)))
+        super().__init__(*self.paths)
         ids = _Ids()
         for path, key, files in self._samples():
             ids.add(key)
@@ -474,10 +474,10 @@ class Webdataset(_Indexed):
             if broken:
                 yield path, None, {"broken": broken}
 
-    def _slices(self, size: int) -> Iterator[Any]:
+    def _slices(self, size: int) -> Iterator[tuple[Any, int]]:
         samples = self._samples()
         while part := tuple(itertools.islice(samples, size)):
-            yield part
+            yield part, len(part)
 
     def _entries(self, shard: Shard) -> Iterator[Entry]:
         for path, key, files in shard.where:
@@ -562,13 +562,13 @@ class _Ids:
         own = f"id {id}" if id is not None else f"row {len(self)}"
         self.hashes += hashlib.blake2b(own.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
-    def found(self, start: int = 0) -> tuple[Sequence[int], str]:
+    def found(self, start: int = 0) -> tuple[NDArray[np.int64], str]:
         """Of the rows from `start` on, those whose id an earlier one of them has, in order; and a hash of their ids."""
         hashes = bytes(self.hashes[16 * start :])
         halves = np.frombuffer(hashes, dtype=np.uint64).reshape(-1, 2)
         order = np.lexsort((halves[:, 1], halves[:, 0]))  # stable: of equal ones the earlier comes first
         same = (halves[order[1:]] == halves[order[:-1]]).all(axis=1)
-        return np.sort(order[1:][same]).tolist(), hashlib.blake2b(hashes, digest_size=16).hexdigest()
+        return np.sort(order[1:][same]), hashlib.blake2b(hashes, digest_size=16).hexdigest()
 
 
 def _id(value: object) -> str | None:
