@@ -5,7 +5,7 @@ export HF_HUB_OFFLINE = 1
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test test-verl test-vllm notebooks check format bench clean
+.PHONY: demo test test-verl test-vllm notebooks docs docs-serve check format bench clean
 
 demo: .venv/.demo
 	.venv/bin/capreward demo
@@ -22,6 +22,14 @@ test-verl: .venv-verl/.done
 # Executes them as they are; the outputs that are committed stay.
 notebooks: .venv/.dev
 	.venv/bin/pytest --nbmake --nbmake-timeout=900 notebooks
+
+# Into site/, with no network; a broken link, an unlisted page or an unread list stops it. Read it by opening site/index.html.
+docs docs-serve: export NO_MKDOCS_2_WARNING = 1
+docs: .venv/.dev
+	.venv/bin/mkdocs build
+
+docs-serve: .venv/.dev
+	.venv/bin/mkdocs serve --no-strict
 
 test-vllm: .venv/.dev .venv-vllm/.done
 	.venv/bin/pytest -m vllm
@@ -64,4 +72,4 @@ bench: .venv/.dev .venv-verl/.done
 	touch $@
 
 clean:
-	rm -rf .venv .venv-verl .venv-vllm capreward-demo capreward-shapes dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-verl .venv-vllm capreward-demo capreward-shapes site dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
