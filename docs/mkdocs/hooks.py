@@ -1,7 +1,7 @@
 """Gives the site the repository's own layout, so that a relative link means the same in both.
 
-The site holds PAGES, and whatever they link to in the repository: a folder is its README or a list of its files, a notebook is shown
-with its outputs, source code is shown as code, and anything else is a file.
+The site holds PAGES, and whatever they link to in the repository: a folder is its README or a list of its files, a notebook is
+shown with its outputs, source code is shown as code, and anything else is a file.
 """
 
 import logging
@@ -111,7 +111,7 @@ def unsearched(title: str, *lines: str) -> str:
     return "\n".join(("---", "search: {exclude: true}", "---", title, "", *lines))
 
 
-def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> None:
+def on_page_content(html: str, page: Page, **_: object) -> None:
     """Code hosts read a list or table right below a paragraph, the site's parser does not: it would be shown as running text."""
     if unread := UNREAD.search(re.sub(r"<pre.*?</pre>", "", html, flags=re.DOTALL)):
         log.warning(f"'{page.file.src_uri}' has a list or table with no empty line above it: {unread[0][:80]!r}")
