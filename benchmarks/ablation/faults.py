@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 from capreward import Item, Question
@@ -17,16 +18,16 @@ LEAK = "Which of these is {}?"
 """A question that holds its answer."""
 
 
-class Altered(ShapesJudge):
+class Altered(ShapesJudge, ABC):
     """Answers as `ShapesJudge` does, but for some tasks; `alter` has the request and the exact reply."""
 
     async def ask(self, requests: Sequence[Request]) -> list[Answer]:
         replies = await super().ask(requests)
         return [self.alter(request, reply) for request, reply in zip(requests, replies, strict=True)]
 
+    @abstractmethod
     def alter(self, request: Request, reply: Answer) -> Answer:
         """What is answered in the place of the exact reply."""
-        raise NotImplementedError
 
 
 class CountsAgain(Altered):

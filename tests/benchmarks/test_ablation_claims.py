@@ -24,6 +24,8 @@ import claims
 import conditions
 import faults
 import page
+import run
+import training
 
 ROOT = Path(__file__).parents[2]
 RESULTS = json.loads((ROOT / "benchmarks" / "ablation" / "results" / "cpu.json").read_text(encoding="utf-8"))
@@ -139,6 +141,37 @@ def test_every_claim_names_conditions_that_are_trained() -> None:
     assert set(conditions.CONDITIONS) <= tested
 
 
+def test_what_can_be_told_of_captions_without_a_judge() -> None:
+    first = CAPTION.partition(". ")[2].partition(".")[0] + "."
+    texts = (CAPTION, f"{first} {first}", "This description is accurate and complete.", COMMENT)
+    rollouts = [Rollout(item=ITEM, caption=text, group="g") for text in texts]
+    found = training._texts(rollouts)
+    assert found["length_ratio"][0] == pytest.approx(
+        found["words"][0] / np.mean([len(text.split()) for text in ITEM.references])
+    )
+    assert found["words"] == [len(text.split()) for text in texts]
+    assert found["commentary"] == [0.0, 0.0, 1.0, 1.0]
+    assert found["praise"] == [0.0, 0.0, 1.0, 0.0]
+    assert found["repeated"][0] == 0.0
+    assert found["repeated"][1] == 0.5
+
+
+def test_a_run_of_an_earlier_version_is_read_and_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "runs").mkdir()
+    measures = {**MEASURES["c-GDPO", 0], "gone": 1.0}
+    old = {"condition": "c-GDPO", "seed": 0, "seconds": 1.0, "measures": measures, "curve": {"qa": [0.1]}}
+    (tmp_path / "runs" / "c-GDPO.0.json").write_text(json.dumps(old))
+    found = training.run(tmp_path, "c-GDPO", 0, training.SIZES["cpu"])
+    assert found.items() >= old.items()
+    written: list[Any] = []
+    monkeypatch.setattr(run, "finish", lambda *arguments, **_: written.append(arguments))
+    run.report([found], training.SIZES["quick"], 1, [0], quick=True)
+    [(_, _, details, _)] = written
+    assert details["runs"] == [
+        {"condition": "c-GDPO", "seed": 0, "seconds": 1.0, "ended": found["ended"], "measures": measures}
+    ]
+
+
 class TestVerdicts:
     @pytest.mark.parametrize(
         ("numbers", "sign", "verdict"),
@@ -209,3 +242,6 @@ class TestPages:
             r"(\d+) claims of BalCapRL.*?(\d+) shown, (\d+) not shown, (\d+) opposite", readme, re.DOTALL
         )
         assert tuple(map(int, told)) == (found.total(), found["shown"], found["not shown"], found["opposite"])
+        controls = sum(row["source"] == "control" for row in RESULTS["claims"])
+        assert controls == 2
+        assert "opposite, and two controls" in " ".join(readme.split())
