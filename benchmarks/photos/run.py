@@ -15,6 +15,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common import finish
+from picture import draw
 
 from capreward import LiteJudge
 from capreward.presets import everything
@@ -49,6 +50,8 @@ def main() -> None:
         }
         for kind, name in SHOULD_LOSE
     ]
+    if not quick:
+        draw(table, rollouts, Path(__file__).parent / "results" / "coffee.png")
     finish(Path(__file__).parent, headline, {"photographs": len(raw), "rows": rows}, quick)
 
 
