@@ -77,7 +77,7 @@ class TestCaptions:
         ("judge", "message"),
         [
             (FakeJudge(tasks=[Task.RATE]), "cannot describe"),
-            (FakeJudge(tasks=[Task.DESCRIBE]), "sees no images"),
+            (FakeJudge(tasks=[Task.DESCRIBE]), "sees no image;"),
         ],
     )
     def test_need_a_judge_that_describes(self, judge: Judge, message: str) -> None:

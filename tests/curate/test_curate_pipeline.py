@@ -19,7 +19,7 @@ from PIL import Image
 from scripted import Endless, Scripted, every_seventh_fails, failing, judge, passed
 
 from capreward import Item, Missing, Reason, Reply, read_items
-from capreward.curate.pipeline import estimate, locked, run
+from capreward.curate.pipeline import estimate, locked, opened, run
 from capreward.curate.sources import Lines, Listed, Source, Webdataset, open_source
 from capreward.curate.stage import Curated
 from capreward.errors import ComponentError, InputError
@@ -88,7 +88,7 @@ class TestRun:
     def test_an_empty_source(self, out: Path) -> None:
         summary = go(Scripted(), Listed([]), out)
         assert (summary.items, summary.dead, summary.finished) == (0, {}, True)
-        assert sheet(out)["items_per_second"] is None or sheet(out)["items_per_second"] == 0
+        assert sheet(out)["entries_per_process_second"] in (None, 0)
 
     def test_ids_of_any_script(self, out: Path) -> None:
         ids = ["猫", "ü/\u2028x", "𝄞", 'a"b\\', "../etc", "line\nbreak", "\u202eabc"]
@@ -357,8 +357,17 @@ class TestDatasheet:
         }
         assert found["source"]["entries"] == 5
         assert found["usage"]["fake"]["calls"] == 5
-        assert "extract" in found["prompts"]
+        assert "prompts" not in found  # those that were used are among the stage's settings
         assert found["started"] <= found["ended"]
+
+    def test_the_rate_is_of_all_processes_added_up(self, out: Path) -> None:
+        go(Scripted(), Listed(items(6)), out)
+        [one] = (out / "runs").iterdir()
+        for name, seconds in ((one.name, 1.0), ("another.json", 3.0)):  # as of two workers side by side
+            (out / "runs" / name).write_text(json.dumps({**json.loads(one.read_text()), "seconds": seconds}))
+        with opened("scripted", Scripted().describe(), Listed(items(6)), out, 4) as work:
+            assert work.summary().seconds == 4.0
+        assert (sheet(out)["process_seconds"], sheet(out)["entries_per_process_second"]) == (4.0, 1.5)
 
     def test_a_judge_that_is_named_twice_costs_once(self, out: Path) -> None:
         one = judge()

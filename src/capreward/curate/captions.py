@@ -12,17 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from capreward.curate.stage import Curated, Outcome
-from capreward.curate.writing import prompt_hashes
+from capreward.curate.writing import INSTRUCTION, prompt_hashes, sees
 from capreward.errors import InputError, missing_extra
-from capreward.judges.base import Judge, Reply, Request, Sampling, Task, Usage, ask_each, require
+from capreward.judges.base import Judge, Reply, Request, Sampling, Task, Usage, ask_each
 from capreward.judges.wrap import require_positive
 from capreward.missing import Missing, Reason
 from capreward.records import Item, count_words
 
 if TYPE_CHECKING:
     from capreward.train.policy import Policy, Prompt
-
-INSTRUCTION = "Describe this image in detail."
 
 
 class Captions:
@@ -44,9 +42,7 @@ class Captions:
     name = "captions"
 
     def __init__(self, describer: Judge, *, instruction: str = INSTRUCTION, sampling: Sampling | None = None) -> None:
-        self.describer = require(describer, "Captions", Task.DESCRIBE)
-        if not describer.images:
-            raise InputError(f"Captions: judge {describer.name!r} sees no images; give it one that does")
+        self.describer = sees(describer, "Captions", Task.DESCRIBE)
         if not instruction.strip():
             raise InputError("Captions: got an empty instruction, expected what the describer is asked for")
         self.instruction, self.sampling = instruction, sampling or Sampling()

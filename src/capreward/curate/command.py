@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from capreward.curate.captions import Captions, CheckpointDescriber
 from capreward.curate.folder import First, open_any
-from capreward.curate.pipeline import MAY_PASS, Bill, Summary, estimate, run
+from capreward.curate.pipeline import MAY_PASS, Bill, Summary, estimate, reasons, run, total
 from capreward.curate.questions import Questions
 from capreward.curate.references import References
 from capreward.curate.rubrics import Rubrics
@@ -19,7 +19,7 @@ from capreward.curate.sources import Source
 from capreward.curate.stage import Stage
 from capreward.data import parse_line
 from capreward.errors import CaprewardError, InputError, missing_extra
-from capreward.judges.base import Judge, Sampling, Usage
+from capreward.judges.base import Judge, Sampling
 from capreward.judges.cache import Cached
 from capreward.judges.named import make_judge
 from capreward.records import Item
@@ -339,7 +339,7 @@ def price(
         bill = estimate(make_stage(), source, sample)
     print_bill(bill, console)
     if bill.sampled and sum(bill.dead.values()) == bill.sampled:
-        raise CaprewardError(f"none of the {bill.sampled} items tried was made: {_reasons(bill.dead)}")
+        raise CaprewardError(f"none of the {bill.sampled} items tried was made: {reasons(bill.dead)}")
 
 
 def _source(paths: Sequence[Path], limit: int | None) -> Source:
@@ -371,7 +371,7 @@ def print_bill(bill: Bill, console: Console) -> None:
     if bill.total.get("calls", (0.0,) * 3)[1] and not bill.total["money"][1]:
         print("no money is counted: --prices says what the tokens of a server cost")
     if bill.dead:
-        print(f"failed: {_reasons(bill.dead)}")
+        print(f"failed: {reasons(bill.dead)}")
 
 
 def print_summary(summary: Summary, out: Path, console: Console) -> None:
@@ -389,7 +389,7 @@ def print_summary(summary: Summary, out: Path, console: Console) -> None:
     for name, usage in sorted(summary.usage.items()):
         print(f"{name}: {usage.summary()}")
     if len(summary.usage) > 1:
-        print(f"together: {_together(summary.usage.values()).summary()}")
+        print(f"together: {total(summary.usage.values()).summary()}")
     if passing := sum(count for reason, count in summary.dead.items() if reason in MAY_PASS):
         print(f"{passing:,} dead letters may pass another time: --again tries them")
     print(f"wrote {', '.join(str(out / name) for name in ('items', 'records', 'dead', 'datasheet.json'))}")
@@ -402,18 +402,6 @@ LABELS = {
     "output_tokens": "tokens out",
 }
 """Of fields of `Usage`."""
-
-
-def _together(usages: Any) -> Usage:
-    total = Usage()
-    for usage in usages:
-        for name in Usage.__slots__:
-            setattr(total, name, getattr(total, name) + getattr(usage, name))
-    return total
-
-
-def _reasons(dead: Mapping[str, int]) -> str:
-    return ", ".join(f"{count:,} {reason}" for reason, count in sorted(dead.items()))
 
 
 def _first_dead(out: Path) -> str:

@@ -22,19 +22,20 @@ import platform
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, astuple, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from capreward import __version__, prompts
+from capreward import __version__
 from capreward.curate.sources import UNUSABLE, Fault, Shard, Source
 from capreward.curate.stage import Curated, Outcome, Stage
+from capreward.curate.writing import distinct
 from capreward.data import replacing, write_rows
 from capreward.errors import ComponentError, InputError
-from capreward.judges.base import Judge, Usage
+from capreward.judges.base import Usage
 from capreward.judges.wrap import RETRIED, require_positive, side_by_side
 from capreward.missing import Missing, Reason
 from capreward.progress import progress_bar
@@ -69,8 +70,7 @@ class Summary:
     def text(self) -> str:
         """Some lines for a terminal."""
         dead = sum(self.dead.values())
-        reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.dead.items()))
-        lines = [f"{self.items:,} items; {dead:,} dead letters{f' ({reasons})' if dead else ''}"]
+        lines = [f"{self.items:,} items; {dead:,} dead letters{f' ({reasons(self.dead)})' if dead else ''}"]
         if self.counts:
             lines.append(", ".join(f"{count:,} {name}" for name, count in self.counts.items()))
         lines += [f"{name}: {usage.summary()}" for name, usage in self.usage.items()]
@@ -98,8 +98,18 @@ class Bill:
                 wide = f"{low:,.{digits}f} to {high:,.{digits}f}"
                 lines.append(f"{name.replace('_', ' ')}: {expected:,.{digits}f} ({wide})")
         if self.dead:
-            lines.append("failed: " + ", ".join(f"{count} {reason}" for reason, count in sorted(self.dead.items())))
+            lines.append(f"failed: {reasons(self.dead)}")
         return "\n".join(lines)
+
+
+def reasons(dead: Mapping[str, int]) -> str:
+    """Dead letters by reason, such as "3 server, 1 timeout"."""
+    return ", ".join(f"{count:,} {reason}" for reason, count in sorted(dead.items()))
+
+
+def total(usages: Iterable[Usage]) -> Usage:
+    """What several judges, or runs, have cost together."""
+    return Usage(*map(sum, zip(*map(astuple, usages), strict=True)))
 
 
 def run(
@@ -161,24 +171,24 @@ def estimate(stage: Stage, source: Source, sample: int = 16) -> Bill:
 
 async def _estimate(stage: Stage, source: Source, entries: int, sample: int) -> Bill:
     places = {(2 * n + 1) * entries // (2 * sample) for n in range(sample)}
-    names = [each.name for each in fields(Usage)]
-    costs: list[list[float]] = []
+    costs: list[tuple[float, ...]] = []
     dead: Counter[str] = Counter()
     for shard in source.shards(1):
         if shard.number not in places:
             continue
         [(_, entry)] = source.read(shard)
-        before = [judge.usage.snapshot() for judge in _judges(stage)]
+        before = [judge.usage.snapshot() for judge in distinct(stage.judges)]
         [outcome] = await _curated(stage, [entry]) if isinstance(entry, Item) else [entry]
         if not isinstance(outcome, Curated):
             dead[str(outcome.reason)] += 1
-        spent = [judge.usage.since(then) for judge, then in zip(_judges(stage), before, strict=True)]
-        costs.append([sum(getattr(usage, name) for usage in spent) for name in names])
-    total = {name: _range(column, entries) for name, *column in zip(names, *costs, strict=True)}
-    return Bill(entries, len(costs), total, dict(dead))
+        spent = [judge.usage.since(then) for judge, then in zip(distinct(stage.judges), before, strict=True)]
+        costs.append(astuple(total(spent)))
+    columns = zip(*costs, strict=True)
+    ranges = {each.name: _range(column, entries) for each, column in zip(fields(Usage), columns, strict=True)}
+    return Bill(entries, len(costs), ranges, dict(dead))
 
 
-def _range(sampled: list[float], entries: int) -> tuple[float, float, float]:
+def _range(sampled: Sequence[float], entries: int) -> tuple[float, float, float]:
     """The sum over all entries, between two standard errors; infinite ones where a single item says nothing of others."""
     n = len(sampled)
     mean, known = sum(sampled) / n, sum(sampled)
@@ -330,33 +340,34 @@ class Work:
             items += part["items"]
             dead.update(part["dead"])
             counts.update(part["counts"])
+        runs = self._runs()
         usage: dict[str, Usage] = {}
-        seconds = 0.0
-        for path in sorted((self.out / "runs").glob("[!.]*.json")):
-            part = json.loads(path.read_bytes())
-            seconds += part["seconds"]
-            for name, spent in part["usage"].items():
-                usage[name] = _sum(usage.get(name, Usage()), Usage(**spent))
+        for name, spent in (each for run in runs for each in run["usage"].items()):
+            usage[name] = total([usage.get(name, Usage()), Usage(**spent)])
+        seconds = sum(run["seconds"] for run in runs)
         finished = items + sum(dead.values()) == len(self.source)
         return Summary(items, dict(dead), dict(counts), usage, seconds, finished)
+
+    def _runs(self) -> list[dict[str, Any]]:
+        """What each process wrote down."""
+        return [json.loads(path.read_bytes()) for path in sorted((self.out / "runs").glob("[!.]*.json"))]
 
     def write_datasheet(self) -> None:
         """What was made, by whom, and what it cost."""
         summary = self.summary()
         entries = summary.items + sum(summary.dead.values())
-        runs = [json.loads(path.read_bytes()) for path in sorted((self.out / "runs").glob("[!.]*.json"))]
+        runs = self._runs()
         sheet = {
             **self.settings,
-            "judges": sorted({name for each in runs for name in each["usage"]}),
-            "prompts": prompts.hashes(),
+            "judges": sorted(summary.usage),
             "finished": summary.finished,
             "entries": len(self.source),
             "items": summary.items,
             "dead": summary.dead,
             "counts": summary.counts,
             "usage": {name: asdict(usage) for name, usage in summary.usage.items()},
-            "seconds": round(summary.seconds, 1),
-            "items_per_second": round(entries / summary.seconds, 3) if summary.seconds else None,
+            "process_seconds": round(summary.seconds, 1),
+            "entries_per_process_second": round(entries / summary.seconds, 3) if summary.seconds else None,
             "versions": sorted({(each["capreward"], each["python"]) for each in runs}),
             "started": min((each["started"] for each in runs), default=None),
             "ended": max((each["ended"] for each in runs), default=None),
@@ -457,7 +468,7 @@ class Meter:
     """Writes down what the judges of one process cost."""
 
     def __init__(self, out: Path, stage: Stage) -> None:
-        self.judges = _judges(stage)
+        self.judges = distinct(stage.judges)
         self.before = [judge.usage.snapshot() for judge in self.judges]
         self.start, self.started = time.monotonic(), _now()
         self.path = out / "runs" / f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}.json"
@@ -466,7 +477,7 @@ class Meter:
         """As of now."""
         usage: dict[str, Usage] = {}
         for judge, before in zip(self.judges, self.before, strict=True):
-            usage[judge.name] = _sum(usage.get(judge.name, Usage()), judge.usage.since(before))
+            usage[judge.name] = total([usage.get(judge.name, Usage()), judge.usage.since(before)])
         _write_json(
             self.path,
             {
@@ -529,15 +540,6 @@ async def _curated(stage: Stage, items: list[Item]) -> list[Outcome]:
         if isinstance(outcome, Curated) and outcome.item.id != item.id:
             raise ComponentError(f"stage {stage.name!r}: item {item.id!r}: its id became {outcome.item.id!r}; keep it")
     return outcomes
-
-
-def _judges(stage: Stage) -> list[Judge]:
-    """Each once."""
-    return list({id(judge): judge for judge in stage.judges}.values())
-
-
-def _sum(first: Usage, second: Usage) -> Usage:
-    return Usage(*(getattr(first, each.name) + getattr(second, each.name) for each in fields(Usage)))
 
 
 def _rows(path: Path) -> Iterator[Any]:

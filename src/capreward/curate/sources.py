@@ -1,7 +1,7 @@
 """Where items come from when they are too many to be held at once: files, folders of images and webdatasets, in shards.
 
 A source is indexed once, when it is opened: ids that occur twice are found by 16 bytes of hash for each, sorted when all are
-there, and dropped then. What stays is 8 bytes a row where a file has lines. Items themselves are read a shard at a time.
+there, and dropped then. What stays is 16 bytes a row where a file has lines. Items themselves are read a shard at a time.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""What a language model wrote for an item, read with nothing taken for granted: no text raises anything."""
+"""What the stages share: reading what a model wrote, asking it to describe, and whom and what a datasheet names.
+
+What a model wrote is read with nothing taken for granted: no text raises anything.
+"""
 
 from __future__ import annotations
 
