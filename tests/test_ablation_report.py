@@ -316,7 +316,7 @@ def test_in_a_browser(made: Report, tmp_path: Path, width: int, scheme: str) -> 
     file.write_text(MEASURE.format(width=width, page=html.escape(made.page)), encoding="utf-8")
     command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
     command += [f"--blink-settings=preferredColorScheme={0 if scheme == 'dark' else 1}", "--dump-dom", file.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
     found = re.search(r"<title>\[(.*)\]</title>", done.stdout)
     assert found, done.stdout[-300:]
     client, scroll, narrowest, right, background = html.unescape(found[1]).split(",", 4)

@@ -642,7 +642,7 @@ class TestStart:
 def in_process(script: str) -> list[str]:
     """Lines that a script prints in an interpreter of its own; it fails when the script fails or hangs."""
     code = f"import sys, textwrap; sys.path[:0] = {sys.path!r}; exec(textwrap.dedent({script!r}))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 

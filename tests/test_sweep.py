@@ -263,7 +263,7 @@ class TestTrain:
             f"mark = Path({str(here)!r}, str(config['seed']))\n"
             "mark.touch()\n"
             "seen = 0\n"
-            "end = time.monotonic() + 20\n"
+            "end = time.monotonic() + 60\n"
             "while seen < 2 and time.monotonic() < end:\n"  # would wait in vain, were it alone
             "    seen = max(seen, len(list(mark.parent.iterdir())))\n"
             "time.sleep(0.3)\n"
@@ -368,6 +368,7 @@ class TestTrain:
     def test_an_interrupt_ends_the_processes(self, tmp_path: Path, stand_in: StandIn) -> None:
         stand_in("(out / 'pid').write_text(str(os.getpid())); time.sleep(60)")
         program = (
+            "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background job ignores it
             f"import sys; from capreward import cli, sweep; sweep.TRAIN = {sweep.TRAIN!r}; sweep.POLL = 0.05\n"
             "sys.exit(cli.main(sys.argv[1:]))"
         )
@@ -375,14 +376,15 @@ class TestTrain:
         command = [sys.executable, "-c", program, "sweep", str(RECIPE), *changes, "--out", str(tmp_path), "--jobs", "2"]
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         runs = planned(tmp_path)
-        wait_for(lambda: all((run.folder / "pid").is_file() and (run.folder / "pid").read_text() for run in runs))
+        pids = [run.folder / "pid" for run in runs]
+        wait_for(lambda: all(pid.is_file() and pid.read_text() for pid in pids), process)
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=30)
+        _, said = process.communicate(timeout=55)  # less than the processes would run for
         assert process.returncode == 130
         assert "capreward: interrupted; the same command goes on" in said
-        for run in runs:
+        for pid in pids:
             with pytest.raises(ProcessLookupError):
-                os.kill(int((run.folder / "pid").read_text()), 0)
+                os.kill(int(pid.read_text()), 0)
         assert not (planned(tmp_path, seeds=[2])[0].folder / "pid").exists()
         stand_in("")
         assert list(sweep.train(runs, tmp_path).seeds) == [2]
@@ -407,7 +409,11 @@ class TestEnvironments:
         assert [each["CUDA_VISIBLE_DEVICES"] for each in sweep._environments(3)] == [*names, names[0]]
 
     def test_reaches_the_processes(self, tmp_path: Path, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
-        stand_in("time.sleep(0.3)")  # so that one does not do the work of both
+        stand_in(  # so that one does not do the work of both
+            "end = time.monotonic() + 60\n"
+            "while len(list(out.parents[1].glob('*/*/calls.jsonl'))) < 2 and time.monotonic() < end:\n"
+            "    time.sleep(0.01)\n"
+        )
         monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
         runs = planned(tmp_path / "out")
@@ -419,9 +425,11 @@ class TestEnvironments:
             sweep._environments(0)
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[Any] | None = None) -> None:
+    """Until it holds; for as long as the process that is to bring it about lives."""
+    end = time.monotonic() + 300
     while not condition():
+        assert process is None or process.poll() is None, f"ended with status {process.returncode}"
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.01)
 
@@ -450,7 +458,7 @@ class TestRealRuns:
         )
         run = out / "gdpo,fluency=2" / "seed-4"
         try:
-            wait_for(lambda: (run / "checkpoints" / "step-00000002").is_dir())
+            wait_for(lambda: (run / "checkpoints" / "step-00000002").is_dir(), killed)
             os.killpg(killed.pid, signal.SIGSTOP)  # so that the run has not come to its end by itself when it is killed
             killed.kill()
             killed.wait()

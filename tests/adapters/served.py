@@ -19,7 +19,7 @@ class Told:
 
     def __init__(self, name: str, place: int) -> None:
         self.name, self.place = name, place
-        self.cancelled = 0
+        self.begun = self.cancelled = 0
 
     async def score(self, rollouts: Sequence[Rollout]) -> list[Score | Missing]:
         return [await self._one(rollout.caption.split()) for rollout in rollouts]
@@ -29,6 +29,7 @@ class Told:
         if word == "b":
             raise ValueError("the model is out of memory")
         if word == "z":
+            self.begun += 1
             try:
                 await asyncio.sleep(60)
             except asyncio.CancelledError:

@@ -180,7 +180,7 @@ try:
 except ImportError as error:
     print(error)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
     assert done.stdout == "Client needs httpx2, which is not installed; run: pip install 'capreward[server]'\n", (
         done.stderr
     )

@@ -9,8 +9,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -260,50 +261,63 @@ def test_too_many_missing() -> None:
     assert "'second': missing for 2 of 3 rollouts (server: 2), more than max_missing=0.5" in answer.json()["detail"]
 
 
-def test_what_takes_too_long_is_cancelled_and_health_answers_meanwhile() -> None:
+def test_what_takes_too_long_is_cancelled() -> None:
     suite = told()
+    first: Any = suite.components["first"]
     with serving(suite, timeout=0.5) as url:
-        slow, health = together(url, ("/score", sent("z")), ("/score", sent("0.5")), after=0.1)
+        slow = post(url, "/score", sent("z"))
         assert slow.status_code == 504
         assert slow.json()["detail"].startswith("not scored within 0.5 s")
-        assert health.status_code == 200
-        assert isinstance(suite.components["first"], Told)
-        assert suite.components["first"].cancelled == 1
+        until(lambda: first.cancelled == 1)
 
 
 def test_a_judge_that_computes_does_not_stop_the_server() -> None:
+    computes, answered = threading.Event(), threading.Event()
+
     class Computes(Told):
         async def score(self, rollouts: Any) -> Any:
-            time.sleep(1.0)
+            computes.set()
+            assert answered.wait(10)  # in vain, if nothing else is answered while this holds its thread
             return await super().score(rollouts)
 
     with serving(RewardSuite({"computes": Computes("computes", 0)})) as url:
 
-        async def both() -> tuple[float, float]:
+        async def both() -> httpx2.Response:
             async with httpx2.AsyncClient(timeout=20) as http:
-                start = time.monotonic()
                 scoring = asyncio.create_task(http.post(f"{url}/score", json=sent("0.5")))
-                await asyncio.sleep(0.2)
+                assert await asyncio.to_thread(computes.wait, 60)
                 assert (await http.get(f"{url}/health")).status_code == 200
-                health = time.monotonic() - start
-                assert (await scoring).status_code == 200
-                return health, time.monotonic() - start
+                answered.set()
+                return await scoring
 
-        health, scoring = asyncio.run(both())
-    assert health < scoring
+        assert asyncio.run(both()).status_code == 200
 
 
 def test_a_client_that_leaves_stops_the_work() -> None:
     suite = told()
+    first: Any = suite.components["first"]
     with serving(suite) as url:
-        with pytest.raises(httpx2.ReadTimeout):
-            httpx2.post(f"{url}/score", json=sent("z"), timeout=0.3)
-        until(lambda: suite.components["first"].cancelled == 1)  # type: ignore[attr-defined]
+        leave(url, "/score", sent("z"), once=lambda: first.begun == 1)
+        until(lambda: first.cancelled == 1)
         until(lambda: metric(url, 'capreward_requests_total{path="/score",status="499"}') == 1)
 
 
-def until(true: Any) -> None:
-    end = time.monotonic() + 10
+def leave(url: str, path: str, body: Json, once: Callable[[], bool]) -> None:
+    """Calls, and hangs up once something holds."""
+
+    async def call() -> None:
+        async with httpx2.AsyncClient(timeout=60) as http:
+            calling = asyncio.create_task(http.post(url + path, json=body))
+            await asyncio.to_thread(until, once)
+            calling.cancel()
+            await asyncio.wait([calling])
+            assert calling.cancelled()
+
+    asyncio.run(call())
+
+
+def until(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
     while True:
         try:
             if true():
@@ -358,7 +372,7 @@ def test_more_than_a_group_start_the_next(url: str) -> None:
 
 
 def test_a_group_that_is_late_is_what_has_come() -> None:
-    with serving(group_timeout=0.4) as url:
+    with serving(group_timeout=2.0) as url:
         calls = [("/score", sent(caption, group="late") | {"group_size": 9}) for caption in ("0.1 0.9", "0.4 0.2")]
         calls.append(("/score", sent("0.5 0.5", group="alone") | {"group_size": 9}))
         answers = [answer.json()["rollouts"][0] for answer in together(url, *calls)]
@@ -372,8 +386,7 @@ def test_who_leaves_makes_room_for_another(url: str) -> None:
     def body(caption: str) -> Json:
         return sent(caption, group="left") | {"group_size": 2}
 
-    with pytest.raises(httpx2.ReadTimeout):
-        httpx2.post(f"{url}/score", json=body("0.9 0.9"), timeout=0.3)
+    leave(url, "/score", body("0.9 0.9"), once=lambda: metric(url, "capreward_rollouts_waiting") == 1)
     until(lambda: metric(url, "capreward_rollouts_waiting") == 0)
     answers = together(url, ("/score", body("0.1 0.2")), ("/score", body("0.3 0.1")))
     got = [answer.json()["rollouts"][0]["advantage"] for answer in answers]
@@ -410,7 +423,7 @@ def test_get_reward_without_any_score_is_to_be_asked_again(url: str) -> None:
 def test_get_reward_waits_for_the_group_of_its_item_and_prompt() -> None:
     captions = ["0.1 0.9", "0.4 m", "m m"]
     other = PROMPT.replace("Describe", "Paint")
-    with serving(group_size=4, group_timeout=0.5) as url:  # one more than come: another group's rollout would fit in
+    with serving(group_size=4, group_timeout=2.0) as url:  # one more than come: another group's rollout would fit in
         calls = [("/get_reward", rewarded(caption)) for caption in captions]
         calls += [("/get_reward", rewarded("0.7 0.7", label="dog")), ("/get_reward", rewarded("0.7 0.7", prompt=other))]
         answers = [answer.json() for answer in together(url, *calls)]
@@ -527,7 +540,7 @@ def test_term_finishes_what_is_in_flight() -> None:
 
     with started("-m", "adapters.served") as (process, url):
         first, second, slow = asyncio.run(calls())
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
     got = [first.json()["rewards"][0], second.json()["rewards"][0]]
     np.testing.assert_allclose(got, scalars(["0.1 0.9", "0.4 0.2"]), rtol=1e-12)
     assert len(slow.json()["rollouts"]) == 150
@@ -542,7 +555,7 @@ def test_the_command() -> None:
         metrics = httpx2.get(f"{url}/metrics", headers={"Authorization": f"Bearer {TOKEN}"}).text
         assert 'capreward_judge_money_total{judge="' in metrics
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
         assert process.stderr is not None
         assert TOKEN not in process.stderr.read()
 

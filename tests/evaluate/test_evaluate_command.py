@@ -130,7 +130,7 @@ def test_a_killed_run_goes_on_and_asks_nothing_twice(tmp_path: Path) -> None:
 
     def start(*arguments: str | Path) -> subprocess.CompletedProcess[bytes]:
         return subprocess.run(
-            [sys.executable, asked_judge.__file__, *map(str, arguments)], capture_output=True, timeout=120
+            [sys.executable, asked_judge.__file__, *map(str, arguments)], capture_output=True, timeout=600
         )
 
     killed = start(file, out, log, "12")

@@ -592,7 +592,7 @@ class TestTrainer:
             runs.trainer(tmp_path, on=[Item(id="bare")]).train()
 
 
-def started(*command: str, timeout: int = 200) -> str:
+def started(*command: str, timeout: int = 900) -> str:
     """What a script of this folder prints."""
     alone = {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "1", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
