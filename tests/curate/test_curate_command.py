@@ -24,6 +24,7 @@ from capreward.curate.folder import First, open_any
 from capreward.curate.sources import Listed
 from capreward.errors import InputError, missing_extra
 from capreward.judges.fake import FunctionJudge
+from capreward.judges.openai import OpenAIJudge
 
 ASKS = {
     "What colour is the ball?": ["red", "blue", "green", "white"],
@@ -169,6 +170,20 @@ class TestRun:
         assert run(*command) == 0
         assert shards[1].read_text() == before
         assert len(server.asked) == 10
+
+    def test_limits_of_a_reply(self, server: ChatServer, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        limits = ("--max-tokens", "77", "--timeout", "9")
+        made: list[OpenAIJudge] = []
+
+        class Kept(OpenAIJudge):
+            def __init__(self, *arguments: Any, **options: Any) -> None:
+                super().__init__(*arguments, **options)
+                made.append(self)
+
+        monkeypatch.setattr("capreward.judges.openai.OpenAIJudge", Kept)
+        assert run("curate", "references", photos, *self.options(server), *limits) == 0
+        assert {body["max_tokens"] for body in server.asked} == {77}
+        assert {judge.timeout for judge in made} == {9}
 
     def test_a_dry_run_asks_for_the_sample_alone(
         self, server: ChatServer, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -334,6 +349,10 @@ class TestErrors:
             (["photos", "--captioner", "lite"], "cannot describe"),
             (["photos", "--captioner", "local:m@http://h"], "--captioner: judge 'local:m': got base_url"),
             (["photos", "--captioner", "lite", "--prices", "1", "2"], "--prices: got (1.0, 2.0), but no model is on a server"),
+            (["photos", "--checkpoint", "c", "--base-url", "http://u:s3cret@h"], "--base-url: got a URL, but no model is on"),
+            (["photos", "--captioner", "openai:m", "--timeout", "0"], "--captioner: judge 'openai:m': got timeout=0.0"),
+            (["photos", "--captioner", "vllm:m", "--timeout", "9"], "--timeout: got 9.0, but no model is on a server"),
+            (["photos", "--captioner", "openai:m", "--max-tokens", "0"], "got max_tokens=0, expected a number > 0"),
             (["photos", "--captioner", "openai:m", "--price", "m=1"], "--price: got 'm=1', expected MODEL=IN,OUT"),
             (["photos", "--captioner", "openai:m", "--price", "n=1,2"], "--price: got 'n', expected one of ['m']"),
             (["photos", "--captioner", "openai:m", "--limit", "0"], "--limit: got 0, expected a number >= 1"),
@@ -353,6 +372,7 @@ class TestErrors:
         message = capsys.readouterr().err
         assert said in message
         assert message.startswith("capreward: error: ")
+        assert "s3cret" not in message
         assert message.count("\n") == 1
 
     @pytest.mark.parametrize(

@@ -17,7 +17,13 @@ def test_lite() -> None:
 
 def test_a_server_is_limited_and_retried() -> None:
     judge = make_judge(
-        "openai:qwen/qwen:7b", base_url="http://127.0.0.1:1/v1", images=True, concurrency=3, prices=(1, 2)
+        "openai:qwen/qwen:7b",
+        base_url="http://127.0.0.1:1/v1",
+        images=True,
+        concurrency=3,
+        prices=(1, 2),
+        timeout=5,
+        max_tokens=300,
     )
     assert isinstance(judge, Retried)
     assert isinstance(judge.judge, Limited)
@@ -30,6 +36,7 @@ def test_a_server_is_limited_and_retried() -> None:
         True,
         (1, 2),
     )
+    assert (server.timeout, server.max_tokens) == (5, 300)
 
 
 def test_a_cache_lies_outermost(tmp_path: Path) -> None:
@@ -43,8 +50,9 @@ def test_a_folder_is_a_local_model(tmp_path: Path) -> None:
     model, processor = llava()
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    judge = make_judge(f"local:{tmp_path}")
+    judge = make_judge(f"local:{tmp_path}", max_tokens=77)
     assert isinstance(judge, LocalJudge)
+    assert judge._max_tokens == 77
     assert judge.images
 
 
@@ -64,9 +72,17 @@ def test_unknown(name: str) -> None:
     [
         ("lite", {"base_url": "http://127.0.0.1:1/v1"}, "base_url"),
         ("local:m", {"images": True, "concurrency": 2}, "concurrency and images"),
-        ("vllm:m", {"prices": (1.0, 2.0)}, "prices"),
+        ("vllm:m", {"prices": (1.0, 2.0), "timeout": 5.0}, "prices and timeout"),
+        ("lite", {"max_tokens": 5}, "max_tokens"),
     ],
 )
 def test_an_option_that_would_do_nothing(name: str, options: Any, named: str) -> None:
     with pytest.raises(InputError, match=f"got {named}, which"):
         make_judge(name, **options)
+
+
+@pytest.mark.parametrize("options", [{"timeout": 0.0}, {"max_tokens": -1}])
+def test_numbers_are_above_0(options: Any) -> None:
+    [name] = options
+    with pytest.raises(InputError, match=f"judge 'openai:m': got {name}=.*expected a number > 0"):
+        make_judge("openai:m", **options)

@@ -10,7 +10,8 @@ from typing import Any
 from capreward.cli.options import Commands, check_writable, weight
 from capreward.errors import InputError
 
-KIND = "openai:MODEL[@URL], local:MODEL, vllm:MODEL"
+KIND = "openai:MODEL[@URL] or vllm:MODEL"
+"""Who writes. `local:MODEL` only answers."""
 GIVEN = ".jsonl file of id and captions, or OUT of annotate"
 
 
@@ -40,7 +41,9 @@ def _add_questions(commands: Commands) -> None:
     roles = command.add_argument_group("models")
     roles.add_argument("--writer", required=True, metavar="NAME", help=f"writes: {KIND}")
     roles.add_argument("--sight", metavar="NAME", help="answers with the image (default: the writer)")
-    roles.add_argument("--blind", metavar="NAME", help="answers without it (default: the writer, shown nothing)")
+    roles.add_argument(
+        "--blind", metavar="NAME", help="answers without it; local:MODEL too (default: the writer, shown nothing)"
+    )
     roles.add_argument(
         "--from-references", action="store_true", help="writer and sight go by references, not by images"
     )
@@ -82,7 +85,12 @@ def _add_rubrics(commands: Commands) -> None:
     student.add_argument("--student", metavar="NAME", help="captions, as the policy would")
     student.add_argument("--student-captions", type=Path, metavar="FILE", help="its captions, one of each item")
     roles.add_argument("--writer", required=True, metavar="NAME", help="says what the student's caption lacks")
-    roles.add_argument("--judge", required=True, metavar="NAME", help="says whether a caption meets a criterion")
+    roles.add_argument(
+        "--judge",
+        required=True,
+        metavar="NAME",
+        help="says whether a caption meets a criterion; local:MODEL and lite too",
+    )
     roles.add_argument("--from-captions", action="store_true", help="the writer goes by captions alone, not by images")
     kept = command.add_argument_group("what is kept")
     kept.add_argument("--agree", type=int, default=2, metavar="N", help="teachers that meet a criterion (default: 2)")
@@ -103,8 +111,14 @@ def _add_references(commands: Commands) -> None:
     )
     roles = command.add_argument_group("models")
     roles.add_argument("--describer", required=True, metavar="NAME", help=f"describes: {KIND}")
-    roles.add_argument("--extractor", required=True, metavar="NAME", help="splits the description; lite too")
-    roles.add_argument("--verifier", metavar="NAME", help="holds each statement against the image (default: none does)")
+    roles.add_argument(
+        "--extractor", required=True, metavar="NAME", help="splits the description; local:MODEL and lite too"
+    )
+    roles.add_argument(
+        "--verifier",
+        metavar="NAME",
+        help="holds each statement against the image; local:MODEL too (default: none does)",
+    )
     kept = command.add_argument_group("what is kept")
     kept.add_argument("--keep-old", action="store_true", help="the items' references stay, after the new one")
     _add_instruction(kept)
@@ -128,9 +142,6 @@ def _add_annotate(commands: Commands) -> None:
     _add_instruction(how)
     how.add_argument("--temperature", type=float, default=0.0, metavar="T", help="(default: 0)")
     how.add_argument("--seed", type=int, help="of draws: captions of another seed are other draws")
-    how.add_argument(
-        "--max-tokens", type=int, default=512, metavar="N", help="of a checkpoint's captions (default: 512)"
-    )
     _add_run(command)
     command.set_defaults(run=run_annotate)
 
@@ -173,6 +184,7 @@ def _add_run(command: argparse.ArgumentParser) -> None:
         metavar="MODEL=IN,OUT",
         help="of one model, in place of --prices; repeatable",
     )
+    servers.add_argument("--timeout", type=float, metavar="SECONDS", help="for one reply (default: 60)")
     run = command.add_argument_group("run")
     run.add_argument(
         "--dry-run", action="store_true", help="print what it would cost; nothing is written but the cache of replies"
@@ -184,6 +196,12 @@ def _add_run(command: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help="keeps every reply, so that nothing is asked twice (default: OUT/replies.sqlite)",
+    )
+    run.add_argument(
+        "--max-tokens",
+        type=int,
+        metavar="N",
+        help="of a reply of any model; a longer one has failed (default: 2048; of a checkpoint 512, of local:MODEL 1024)",
     )
     run.add_argument("--shard-size", type=int, default=256, metavar="N", help="items written together (default: 256)")
     run.add_argument("--again", action="store_true", help="try again what failed and may pass another time")
@@ -222,7 +240,7 @@ def run_references(arguments: argparse.Namespace) -> None:
 
 def run_annotate(arguments: argparse.Namespace) -> None:
     """`capreward annotate`."""
-    names = "captioner checkpoint max_tokens temperature seed instruction"
+    names = "captioner checkpoint temperature seed instruction"
     _run("captions", _options(arguments, names), arguments)
 
 
@@ -243,6 +261,8 @@ def _run(stage: str, options: dict[str, Any], arguments: argparse.Namespace) -> 
         concurrency=arguments.concurrency,
         prices=arguments.prices and tuple(arguments.prices),
         own_prices=dict(_price(text) for text in arguments.price),
+        timeout=arguments.timeout,
+        max_tokens=arguments.max_tokens,
         cache=(arguments.cache or arguments.out / "replies.sqlite").absolute(),
     )
     make_stage = partial(getattr(command, stage), servers, **options)

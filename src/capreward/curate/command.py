@@ -56,6 +56,10 @@ class Servers:
     prices: Prices | None = None
     own_prices: Mapping[str, Prices] | None = None
     """By model as its server calls it, in place of `prices`."""
+    timeout: float | None = None
+    """Seconds for one reply."""
+    max_tokens: int | None = None
+    """Of a reply, or of a caption; also of models that are on no server."""
     cache: Path | None = None
 
 
@@ -68,7 +72,12 @@ def make_judges(roles: Sequence[Role], servers: Servers) -> list[Judge]:
     """
     split = [_split(role.model, role.option) for role in roles]
     on_servers = {name.removeprefix("openai:") for name, _ in split if name.startswith("openai:")}
-    given = {"--base-url": servers.base_url, "--concurrency": servers.concurrency, "--prices": servers.prices}
+    given = {
+        "--base-url": servers.base_url and "a URL",  # it may hold a secret
+        "--concurrency": servers.concurrency,
+        "--prices": servers.prices,
+        "--timeout": servers.timeout,
+    }
     for option, value in given.items():
         if value is not None and all(name.partition(":")[0] in ("lite", "local", "vllm") for name, _ in split):
             raise InputError(f"{option}: got {value}, but no model is on a server (openai:MODEL)")
@@ -113,6 +122,8 @@ def _judge(name: str, url: str | None, sees: bool, servers: Servers) -> Judge:
         images=sees and kind in ("openai", "vllm"),
         concurrency=servers.concurrency if server else None,
         prices=(servers.own_prices or {}).get(model, servers.prices) if server else None,
+        timeout=servers.timeout if server else None,
+        max_tokens=None if kind == "lite" else servers.max_tokens,
         cache=None if kind == "lite" else servers.cache,
     )
 
@@ -188,7 +199,6 @@ def captions(
     *,
     captioner: str | None = None,
     checkpoint: Path | None = None,
-    max_tokens: int = 512,
     temperature: float = 0.0,
     seed: int | None = None,
     **settings: Any,
@@ -197,7 +207,6 @@ def captions(
 
     Args:
         captioner, checkpoint: one of them.
-        max_tokens: of the checkpoint's captions.
         settings: of `Captions`.
     """
     if not temperature >= 0:
@@ -205,7 +214,8 @@ def captions(
     roles = [Role("--captioner", captioner, True)] if captioner else []
     judges = make_judges(roles, servers)
     if checkpoint is not None:
-        describer = CheckpointDescriber(checkpoint, max_tokens=max_tokens)
+        length = {} if servers.max_tokens is None else {"max_tokens": servers.max_tokens}
+        describer = CheckpointDescriber(checkpoint, **length)
         judges.append(describer if servers.cache is None else Cached(describer, servers.cache))
     return Captions(judges[0], sampling=Sampling(temperature, seed), **settings)
 
