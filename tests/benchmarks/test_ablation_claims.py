@@ -239,7 +239,7 @@ class TestPages:
         found = Counter(row["verdict"] for row in RESULTS["claims"] if row["source"] != "control")
         readme = (ROOT / "README.md").read_text(encoding="utf-8")
         [told] = re.findall(
-            r"(\d+) claims of BalCapRL.*?(\d+) shown, (\d+) not shown, (\d+) opposite", readme, re.DOTALL
+            r"(\d+) claims of the papers.*?(\d+) shown, (\d+) not shown, (\d+) opposite", readme, re.DOTALL
         )
         assert tuple(map(int, told)) == (found.total(), found["shown"], found["not shown"], found["opposite"])
         controls = sum(row["source"] == "control" for row in RESULTS["claims"])
