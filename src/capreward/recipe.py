@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from capreward.data import read_items
 from capreward.errors import InputError, missing_extra
+from capreward.hub import find_dataset
 from capreward.presets import PRESETS
 from capreward.records import Item
 from capreward.suite import RewardSuite
@@ -130,6 +131,7 @@ def _hub_dataset(source: str) -> Any:
     except ImportError as error:
         raise missing_extra("A dataset of the hub", "data", error) from error
     _, name, *split = source.split(":", 2)
+    find_dataset("data", name)
     try:
         loaded = datasets.load_dataset(name, split=split[0] if split else "train")
     except (OSError, ValueError) as error:  # no such dataset, no network, no such split

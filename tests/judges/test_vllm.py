@@ -15,6 +15,7 @@ import pytest
 
 from capreward import Missing, Reason
 from capreward.errors import InputError, MissingExtraError
+from capreward.hub import Model
 from capreward.judges import Judge, Reply, Request, Task
 from capreward.judges.base import SEEING, Sampling
 from capreward.judges.vllm import VLLMJudge
@@ -98,6 +99,7 @@ def vllm(monkeypatch: pytest.MonkeyPatch) -> None:
     module.sampling_params = ModuleType("vllm.sampling_params")
     module.sampling_params.StructuredOutputsParams = SimpleNamespace
     monkeypatch.setitem(sys.modules, "vllm", module)
+    monkeypatch.setattr("capreward.judges.vllm.find_model", lambda _, name, **__: Model(name, False))
     monkeypatch.setitem(sys.modules, "vllm.sampling_params", module.sampling_params)
 
 

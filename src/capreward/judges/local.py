@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from capreward.errors import InputError, missing_extra
+from capreward.hub import find_model
 from capreward.judges.base import Reply, Request, Task, Usage
 from capreward.judges.encode import LETTERS, PROMPTS, PROMPTS_HASH, Encoder
 from capreward.judges.parse import parse
@@ -64,7 +65,8 @@ class LocalJudge:
 
     Raises:
         MissingExtraError: the extra `local` is not installed.
-        InputError: the model's architecture or attention has no exact shared-prefix forward, or its processor cannot be built.
+        InputError: no such model; its architecture or attention has no exact shared-prefix forward, or its processor cannot
+            be built.
     """
 
     def __init__(
@@ -90,9 +92,16 @@ class LocalJudge:
             raise InputError(f"LocalJudge: got answers={answers!r}, expected 'letters' or 'likelihood'")
         if isinstance(model, str | Path):
             source = str(model)
-            sees = hasattr(transformers.AutoConfig.from_pretrained(source, revision=revision), "vision_config")
-            kind = transformers.AutoModelForImageTextToText if sees else transformers.AutoModelForCausalLM
-            model = kind.from_pretrained(source, dtype=dtype or "auto", revision=revision)
+            found = find_model("LocalJudge", source, revision=revision)
+            options = {"revision": revision, "local_files_only": found.local}
+            try:
+                sees = hasattr(transformers.AutoConfig.from_pretrained(found.source, **options), "vision_config")
+                kind = transformers.AutoModelForImageTextToText if sees else transformers.AutoModelForCausalLM
+                model = kind.from_pretrained(found.source, dtype=dtype or "auto", **options)
+            except (OSError, ValueError) as error:
+                reason = str(error).strip().partition("\n")[0]
+                raise InputError(f"LocalJudge: {source} cannot be loaded as a language model: {reason}") from error
+            revision = found.commit or revision
             model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         else:
             source = model.config.name_or_path
@@ -316,10 +325,12 @@ def _processing_class(model: Any, source: str, revision: str | None) -> Any:
         raise InputError(
             "LocalJudge: got a loaded model that has no name and no processing_class, expected both or a name"
         )
+    found = find_model("LocalJudge", source, revision=revision)
+    options = {"revision": revision, "local_files_only": found.local}
     if not hasattr(model.config, "vision_config"):
-        return transformers.AutoTokenizer.from_pretrained(source, revision=revision)
+        return transformers.AutoTokenizer.from_pretrained(found.source, **options)
     try:
-        return transformers.AutoProcessor.from_pretrained(source, revision=revision)  # type: ignore[no-untyped-call]
+        return transformers.AutoProcessor.from_pretrained(found.source, **options)  # type: ignore[no-untyped-call]
     except (ImportError, ValueError) as error:  # Qwen's wants torchvision
         raise InputError(
             f"LocalJudge: the processor of {source!r} cannot be built here: {error}; without images, pass its tokenizer"

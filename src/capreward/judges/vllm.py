@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from capreward.errors import InputError, missing_extra
+from capreward.hub import find_model
 from capreward.judges.base import CHOICES, SEEING, Reply, Request, Task, Usage
 from capreward.judges.chat import LETTERS, Chat, lacks_image, messages, render
 from capreward.judges.parse import from_letters, parse
@@ -55,7 +56,8 @@ class VLLMJudge:
 
     Raises:
         MissingExtraError: the extra `vllm` is not installed.
-        InputError: engine options beside a ready engine; a vLLM before 0.23; a tokenizer without a token for each letter.
+        InputError: no such model; engine options beside a ready engine; a vLLM before 0.23; a tokenizer without a token for
+            each letter.
     """
 
     def __init__(
@@ -74,6 +76,9 @@ class VLLMJudge:
         except ImportError as error:
             raise missing_extra("VLLMJudge", "vllm", error) from error
         if isinstance(model, str | Path):
+            if "://" not in str(model):  # the engine reads buckets itself
+                found = find_model("VLLMJudge", model, revision=revision or None)
+                revision = found.commit or revision  # so that the engine looks for no newer one than is in the cache
             model = LLM(str(model), revision=revision or None, **engine)
         elif engine:
             raise InputError(f"VLLMJudge: got a ready engine and options of one ({', '.join(engine)}); leave them out")

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 
 from capreward.errors import InputError, missing_extra
+from capreward.hub import find_model
 from capreward.prefix import Images
 from capreward.processing import with_images
 from capreward.records import Item
@@ -70,14 +71,21 @@ class Policy(torch.nn.Module):
         import transformers
 
         half = lora_rank and torch.cuda.is_available()
+        found = find_model("model", source)
         try:
             model = transformers.AutoModelForImageTextToText.from_pretrained(
-                source, dtype=torch.bfloat16 if half else torch.float32, attn_implementation="sdpa"
+                found.source,
+                dtype=torch.bfloat16 if half else torch.float32,
+                attn_implementation="sdpa",
+                local_files_only=found.local,
             )
-            processor = transformers.AutoProcessor.from_pretrained(source)  # type: ignore[no-untyped-call]
+            processor = transformers.AutoProcessor.from_pretrained(found.source, local_files_only=found.local)  # type: ignore[no-untyped-call]
         except (OSError, ValueError, ImportError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise InputError(f"model: {source} cannot be loaded as a vision-language model: {reason}") from error
+        model.name_or_path = model.config.name_or_path = str(
+            source
+        )  # which saved adapters name, not a folder of the cache
         return cls(model, processor, lora_rank=lora_rank, **options)
 
     def forward(self, function: Callable[..., T], *args: Any, **options: Any) -> T:
