@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import numpy as np
 import pytest
 
 from capreward import LiteJudge
@@ -58,6 +59,14 @@ def test_so_are_options_and_questions(lite: LiteJudge) -> None:
     )
     assert disguised != plainly
     assert ask(lite, disguised) == ask(lite, plainly)
+
+
+def test_embeddings(lite: LiteJudge) -> None:
+    found = lite.embed(["A red ball.", "a ball that is red", "Two cats sleep."])
+    assert found.shape == (3, 384)
+    assert np.linalg.norm(found, axis=1) == pytest.approx(1, abs=1e-5)
+    likeness = found @ found.T
+    assert likeness[0, 1] > 0.8 > 0.3 > likeness[0, 2]
 
 
 class TestChoose:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,9 @@ from capreward.errors import ComponentError, InputError, MissingExtraError
 from capreward.judges.base import Judge, Reply, Request, Sampling, Task, ask_each, require
 from capreward.missing import Missing, Reason
 from capreward.records import Item, Question, words
+
+if TYPE_CHECKING:
+    from capreward.judges.lite import LiteJudge
 
 FIELDS = ("kind", "question", "options", "answer")
 KINDS = ("object", "attribute", "count", "position", "relation", "text", "chart")
@@ -119,7 +122,7 @@ class Questions:
             )
         self.number, self.kinds, self.draws = count, tuple(kinds), draws
         self.seen_at_least, self.guessed_at_most = seen_at_least, guessed_at_most
-        self.alike, self.embed, self.temperature = alike, embed, temperature
+        self.alike, self.embed, self.temperature = alike, embed or minilm, temperature
         self.keep_existing, self.seed = keep_existing, seed
 
     @property
@@ -129,7 +132,6 @@ class Questions:
 
     def describe(self) -> dict[str, Any]:
         """Settings, judges and prompts; `written_from` and `seen_in` say what the judges have, where an item has it."""
-        embed = self.embed or minilm
         return {
             "writer": self.writer.name,
             "sight": self.sight.name,
@@ -142,7 +144,7 @@ class Questions:
             "seen_at_least": self.seen_at_least,
             "guessed_at_most": self.guessed_at_most,
             "alike": self.alike,
-            "embed": None if self.alike is None else getattr(embed, "__qualname__", type(embed).__qualname__),
+            "embed": None if self.alike is None else getattr(self.embed, "__qualname__", type(self.embed).__qualname__),
             "temperature": self.temperature,
             "keep_existing": self.keep_existing,
             "seed": self.seed,
@@ -156,7 +158,7 @@ class Questions:
             MissingExtraError: questions are to be compared by the lite judge's embeddings, and the extra `lite` is missing.
             ComponentError: `embed` does not give one finite vector for each text.
         """
-        if self.alike is not None and self.embed is None:
+        if self.alike is not None and self.embed is minilm:
             _lite()  # before anything is paid for
         lacking = [self._lacks(item) for item in items]
         replies = await ask_each(
@@ -223,25 +225,22 @@ class Questions:
 
     async def _compare(self, candidates: Sequence[Sequence[_Candidate]]) -> None:
         """Holds the well-formed candidates against `leaking` and, each against those before it, `duplicate`."""
-        formed = [[c for c in theirs if c.question is not None] for theirs in candidates]
+        formed = [[(c, c.question) for c in theirs if c.question is not None] for theirs in candidates]
         vectors: dict[str, NDArray[np.float64]] = {}
-        texts = list(dict.fromkeys(c.gist for theirs in formed for c in theirs))
+        texts = list(dict.fromkeys(_gist(question) for theirs in formed for _, question in theirs))
         if self.alike is not None and texts:
-            embed = self.embed or minilm
-            vectors = dict(zip(texts, _unit(await asyncio.to_thread(embed, texts), len(texts)), strict=True))
+            vectors = dict(zip(texts, _unit(await asyncio.to_thread(self.embed, texts), len(texts)), strict=True))
         for theirs in formed:
-            earlier: list[_Candidate] = []
-            for candidate in theirs:
-                assert candidate.question is not None, "else it is not formed"
-                candidate.rules["leaking"] = leaking(candidate.question)
-                # rounded, since a model's last digits depend on what else is in its batch
-                cosines = (
-                    [round(float(vectors[candidate.gist] @ vectors[c.gist]), 4) for c in earlier] if vectors else None
-                )
-                known = [c.question for c in earlier if c.question is not None]
-                candidate.rules["duplicate"] = duplicate(candidate.question, known, cosines, self.alike)
+            earlier: list[Question] = []
+            for candidate, question in theirs:
+                candidate.rules["leaking"] = leaking(question)
+                cosines = None
+                if vectors:  # rounded, since a model's last digits depend on what else is in its batch
+                    own = vectors[_gist(question)]
+                    cosines = [round(float(own @ vectors[_gist(other)]), 4) for other in earlier]
+                candidate.rules["duplicate"] = duplicate(question, earlier, cosines, self.alike)
                 if not candidate.fallen:
-                    earlier.append(candidate)
+                    earlier.append(question)
 
     def _draw(self, item: Item, candidate: _Candidate) -> list[_Ask]:
         """The question as it is put to the judges: nothing if a rule has already rejected it."""
@@ -397,7 +396,7 @@ def minilm(texts: Sequence[str]) -> NDArray[Any]:
     Raises:
         MissingExtraError: the extra `lite` is not installed.
     """
-    return np.asarray(_lite()._encoder.encode(list(texts), normalize_embeddings=True, show_progress_bar=False))
+    return _lite().embed(texts)
 
 
 _ABOUT_OPTIONS = re.compile(
@@ -447,12 +446,6 @@ class _Candidate:
         if wrong:
             return cls("existing", question.model_dump_json(), None, {"malformed": {"rejected": True, "why": wrong}})
         return cls("existing", "", question, {"malformed": {"rejected": False}})
-
-    @property
-    def gist(self) -> str:
-        """What two candidates are compared by."""
-        assert self.question is not None, "a malformed one is not compared"
-        return f"{self.question.text} {self.question.options[self.question.answer]}"
 
     @property
     def fallen(self) -> list[str]:
@@ -514,7 +507,7 @@ def _unit(vectors: Any, count: int) -> list[NDArray[np.float64]]:
 
 
 @cache
-def _lite() -> Any:
+def _lite() -> LiteJudge:
     from capreward.judges.lite import LiteJudge
 
     try:
@@ -533,6 +526,11 @@ def _source(judge: Judge, item: Item | None = None) -> str:
 def _start(*parts: object) -> int:
     """A place to start from that depends on these alone."""
     return random.Random(" ".join(map(str, parts))).getrandbits(32)
+
+
+def _gist(question: Question) -> str:
+    """Whose embedding two questions are compared by."""
+    return f"{question.text} {question.options[question.answer]}"
 
 
 def _asked(question: Question) -> tuple[str, list[str]]:

@@ -126,6 +126,10 @@ class LiteJudge:
             return min(1.0, function_word_share(text) / PROSE_FUNCTION_WORDS)
         raise InputError(f"LiteJudge rates clarity, fluency and coherence, not {aspect!r}")
 
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Embeddings of texts as they are, [N, D], each of length 1; D = 384 for the packaged model."""
+        return np.asarray(self._encoder.encode(list(texts), normalize_embeddings=True, show_progress_bar=False))
+
     def grammar(self, text: str) -> float:
         """Share of distinct sentences in which Harper finds nothing wrong but spelling and style; 0 for an empty text."""
         sentences = _sentences(text)
@@ -140,8 +144,7 @@ class LiteJudge:
             self._embeddings.clear()
         new = [text for text in wanted if text not in self._embeddings]
         if new:
-            vectors = self._encoder.encode(new, normalize_embeddings=True, show_progress_bar=False)
-            self._embeddings.update(zip(new, vectors, strict=True))
+            self._embeddings.update(zip(new, self.embed(new), strict=True))
 
 
 def _load(model: str) -> SentenceTransformer:
