@@ -28,7 +28,8 @@ PAGES = (
 ASSETS = ("docs/mkdocs/*.css", "docs/mkdocs/*.js")
 CODE = {".py": "python", ".pyi": "python", ".yaml": "yaml", ".toml": "toml", ".txt": "text", "": "text"}
 LINK = re.compile(r"\]\(([^)\s#:]+)")
-UNREAD = re.compile(r"^(?:[-*] |\d+\. |\|).*", re.MULTILINE)
+IMAGE = re.compile(r'(<img [^>]*src="([^"]+)"[^>]*>)(?!</a>)')
+UNREAD = re.compile(r"^(?:[-*] |1\. |\|).*", re.MULTILINE)
 
 log = logging.getLogger("mkdocs.hooks.mkdocs")
 
@@ -111,7 +112,16 @@ def unsearched(title: str, *lines: str) -> str:
     return "\n".join(("---", "search: {exclude: true}", "---", title, "", *lines))
 
 
-def on_page_content(html: str, page: Page, **_: object) -> None:
+def on_page_markdown(_: str, page: Page, **__: object) -> None:
+    if page.is_homepage:  # the only page of its menu
+        page.meta["hide"] = ["navigation"]
+
+
+def on_page_content(html: str, page: Page, **_: object) -> str:
     """Code hosts read a list or table right below a paragraph, the site's parser does not: it would be shown as running text."""
     if unread := UNREAD.search(re.sub(r"<pre.*?</pre>", "", html, flags=re.DOTALL)):
         log.warning(f"'{page.file.src_uri}' has a list or table with no empty line above it: {unread[0][:80]!r}")
+    html = html.replace(
+        '<details class="mkdocstrings-source"', '<details data-search-exclude class="mkdocstrings-source"'
+    )
+    return IMAGE.sub(r'<a href="\2">\1</a>', html)  # figures are small on a phone
