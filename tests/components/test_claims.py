@@ -217,6 +217,14 @@ class TestPrecision:
         assert result.value == 0
         assert result.evidence["statements"][0]["fact"] == "A dog."
 
+    @pytest.mark.parametrize(("probability", "verdict"), [(0.5, "true"), (0.49, "in no fact")])
+    def test_a_fact_is_stated_from_a_half_on(self, probability: float, verdict: str) -> None:
+        item = Item(id="cup", facts=[{"text": "A cup."}])
+        judge = FakeJudge(lambda request: Reply(texts=("It.",)) if request.task is Task.EXTRACT else (probability,))
+        (result,) = score(Precision(judge), "A cup.", item=item)
+        assert result.value == (verdict == "true")
+        assert result.evidence["statements"][0]["verdict"] == verdict
+
     def test_against_references_by_hand(self) -> None:
         judge = ReadingJudge()
         (result,) = score(Precision(judge, against="references"), "A cup. A dog. A spoon.", item=self.FACTS)

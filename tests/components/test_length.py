@@ -47,6 +47,9 @@ class TestLengthMask:
         ratio_is_inside = sum(references) <= 2 * length * len(references) <= 4 * sum(references)
         assert factor(LengthMask("fluency"), length, *references) == ratio_is_inside
 
+    def test_of_ratios_as_an_ablation_asks(self) -> None:
+        np.testing.assert_array_equal(LengthMask("fluency").of(np.array([0.4, 0.5, 2.0, np.nan])), [0, 1, 1, np.nan])
+
     def test_says_why(self) -> None:
         (result,) = LengthMask("fluency").factors(rollouts("A cup.", item=Item(id="c", references=[words(8)])), {})
         assert result == Score(0.0, "length 0.25 x reference, allowed 0.5 to 2")

@@ -35,7 +35,7 @@ def test_weight_met_over_weight_of_all(replies: tuple[float, ...], value: float,
 
 
 def test_evidence_is_met_or_not_by_criterion() -> None:
-    (result,) = score(RubricJudge(FakeJudge((0.9, 0.1, 0.7))), "A cup.", item=ITEM)
+    (result,) = score(RubricJudge(FakeJudge((0.9, 0.49, 0.5))), "A cup.", item=ITEM)
     assert result.evidence["criteria"] == [
         {"criterion": "Mentions a cup", "weight": 3.0, "met": True},
         {"criterion": "Mentions a spoon", "weight": 2.0, "met": False},
