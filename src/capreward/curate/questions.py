@@ -71,7 +71,8 @@ class Questions:
         seed: of draws, places and sampled replies.
 
     Missing: the item has neither image nor references (`no_image`), or not the one that the writer or `sight` needs
-    (`no_reference`, `no_image`); the writer failed; or no question is left and a judge failed at one that might have been.
+    (`no_reference`, `no_image`); the writer failed; or no question is kept and a judge failed at a candidate, whatever rule
+    that fell to besides.
     A candidate at which a judge failed, or at which `blind` tied in every draw (`refused`), is set aside as `missing`: not
     kept, and not held to be rejected by any rule.
 
