@@ -7,6 +7,8 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib import import_module
+from inspect import ismodule
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,15 @@ ROOT = Path(__file__).parents[2]
 FETCHED = re.compile(
     r"""<(?:script|img|iframe|source|link)\b[^>]*?(?:src|srcset|href)\s*=\s*["']?((?:https?:)?//[^"'\s>]+)"""
 )
+IMPORTED = re.compile(r"from (capreward[\w.]*) import (\([^)]*\)|[^\n#]*)")
 IN_STYLES = re.compile(r"""(?:url\(|@import)\s*["']?((?:https?:)?//[^"')]+)""")
+
+
+def attribute(module: str, name: str) -> object:
+    try:
+        return getattr(import_module(module), name)
+    except AttributeError:  # a module of the package that nothing has imported yet
+        return import_module(f"{module}.{name}")
 
 
 def build(project: Path, site: Path) -> subprocess.CompletedProcess[str]:
@@ -48,10 +58,20 @@ def test_nothing_is_fetched_from_another_host(site):
     assert [str(path) for path, text in pages.items() if 'class="mermaid"' in text] == []
 
 
-def test_every_public_name_is_in_the_reference(site):
+def test_public_names_and_what_the_pages_import_are_in_the_reference(site):
     pages = "".join(path.read_text() for path in (site / "docs/reference").glob("*.html"))
-    names = {name: f'id="{getattr(capreward, name).__module__}.{name}"' for name in capreward.__all__}
-    assert [name for name, anchor in names.items() if anchor not in pages] == []
+    named = {("capreward", name) for name in capreward.__all__}
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        for module, names in IMPORTED.findall(page.read_text()):
+            named |= {(module, name) for name in re.findall(r"\w+", re.sub(r" as \w+", "", names))}
+    lacking = []
+    for module, name in named:
+        thing = attribute(module, name)
+        homes = {module, getattr(thing, "__module__", module)}
+        if not ismodule(thing) and not any(f'id="{home}.{name}"' in pages for home in homes):
+            lacking.append(f"{module}.{name}")
+    assert len(named) > len(capreward.__all__)
+    assert lacking == []
 
 
 def test_links_of_the_repository_lead_to_pages(site):
