@@ -164,3 +164,20 @@ def test_links_lead_somewhere(page: str) -> None:
             headings = re.findall(r"^#+ (.+)$", target.read_text(encoding="utf-8"), re.MULTILINE)
             slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
             assert anchor in slugs, f"{path}#{anchor}: no such heading"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_figures_stand_in_the_pages_own_blocks_or_on_those_that_are_linked_for_them(page: str) -> None:
+    blocks = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+    own = "".join(blocks.findall(read(page)))
+    prose = re.sub(r"^\|.*$", "", blocks.sub("", read(page)), flags=re.MULTILINE)
+    found = 0
+    for paragraph in re.split(r"\n\n|\n(?=- |\d\. )", prose):
+        text = re.sub(r"`[^`]*`|arXiv [\d.]+|\]\([^)]*\)", "", paragraph)
+        figures = re.findall(r"(?<![\w.])\d+\.\d+|\d+(?= %)", text)
+        links = re.findall(r"\]\(([\w./-]+\.md)", paragraph)
+        measured = own + "".join((ROOT / "docs" / link).read_text(encoding="utf-8") for link in links)
+        for figure in figures:
+            found += 1
+            assert re.search(rf"(?<![\d.]){re.escape(figure)}(?!\d)", measured), f"{figure}: in none of {links}: {text}"
+    assert found >= {"concepts": 2, "components": 30, "judges": 8}[page]
