@@ -57,7 +57,7 @@ LAYERS = [
     {"evaluate.report"},
     {"evaluate.command", "curate.command"},
     {"cli.options"},
-    {f"cli.{name}" for name in ("score", "train", "serve", "ablate", "evaluate", "curate")},
+    {f"cli.{name}" for name in ("score", "train", "serve", "ablate", "evaluate", "curate", "completion")},
     {"cli"},
     {"cli.__main__"},
 ]  # fmt: skip
@@ -99,6 +99,7 @@ HOMES = {
         "probe_report",
         "evaluate.agreement_report",
     },
+    "shtab": {"cli.completion"},
     "scipy": {"evaluate.arena", "evaluate.agreement", "evaluate.labels"},
     "sentence_transformers": {"judges.lite"},
     "starlette": {"adapters.server"},

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
 from capreward import __version__
-from capreward.cli import ablate, curate, evaluate, score, serve, train
-from capreward.cli.options import SUITES
+from capreward.cli import ablate, completion, curate, evaluate, score, serve, train
+from capreward.cli.options import SUITES, Parser
 from capreward.errors import CaprewardError
 
-__all__ = ["SUITES", "main"]
+__all__ = ["SUITES", "main", "make_parser"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -19,28 +18,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0; 1 when a probe found an attack that wins or buys a missing score; 2 when what came in cannot be used; 130 when interrupted.
     """
-    arguments = _parser().parse_args(argv)
+    arguments = make_parser().parse_args(argv)
     try:
         status: int | None = arguments.run(arguments)
     except CaprewardError as error:
         print(f"capreward: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        again = {train.run_train: "`capreward train --resume` goes on from the last checkpoint"}
-        again |= dict.fromkeys(
-            (train.run_sweep, evaluate.run_evaluate), "the same command goes on from the last checkpoint"
-        )
-        makers = (curate.run_questions, curate.run_rubrics, curate.run_references, curate.run_annotate)
-        again |= dict.fromkeys(makers, "the same command goes on where it ended")
-        print("; ".join(filter(None, ("capreward: interrupted", again.get(arguments.run)))), file=sys.stderr)
+        print("; ".join(filter(None, ("capreward: interrupted", arguments.interrupted))), file=sys.stderr)
         return 130
     return status or 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="capreward", description="Multi-objective rewards for image captioners.")
+def make_parser() -> Parser:
+    """The parser of all commands."""
+    parser = Parser(
+        prog="capreward",
+        description="Multi-objective rewards for image captioners.",
+        examples=["capreward demo", "capreward score captions.jsonl --suite balcaprl --out scores/"],
+        epilog="`capreward COMMAND --help` says what a command takes; docs/command-line.md has all of them on a page.",
+    )
     parser.add_argument("--version", action="version", version=f"capreward {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for family in (score, train, serve, ablate, evaluate, curate):
+    for family in (score, curate, train, serve, ablate, evaluate):
         family.add(commands)
+    completion.add(commands, parser)
     return parser

@@ -6,8 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from capreward.cli.options import Commands, check_writable, status, weight
-from capreward.data import replacing
+from capreward.cli.options import Commands, add_command, check_writable, status, weight
 from capreward.errors import InputError
 
 if TYPE_CHECKING:
@@ -16,49 +15,48 @@ if TYPE_CHECKING:
 
 def add(commands: Commands) -> None:
     """Adds the command to the command line."""
-    ablate = commands.add_parser(
+    ablate = add_command(
+        commands,
         "ablate",
+        _ablate,
         help="ask of recorded rollouts: what if?",
         description="Computes other weights, gates and estimators on the rollouts of a ledger, beside what was recorded, and "
-        "writes one HTML page. No judge is asked (docs/ablation.md). Where no weights, component or mask are named: each weight "
-        "doubled, each component dropped.",
-        epilog="examples:\n"
-        "  capreward ablate run/ledger --out report.html\n"
-        "  capreward ablate run/ledger --weights fluency=2,qa=0.5 --drop rubric --length-mask fluency=0.5:1.5 --out report.html",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    ablate.add_argument("ledger", type=Path, help="folder that LedgerWriter wrote")
-    ablate.add_argument(
-        "--weights",
-        action="append",
-        default=[],
-        metavar="NAME=W,NAME=W",
-        help="a variant with these weights; the others stay as recorded; repeatable",
+        "writes one HTML page. No judge is asked (docs/ablation.md).",
+        examples=[
+            "capreward ablate run/ledger --out report.html",
+            "capreward ablate run/ledger --weights fluency=2,coverage=0.5 \\\n"
+            "--length-mask fluency=0.5:1.5 --out report.html",
+        ],
     )
     ablate.add_argument(
-        "--drop", action="append", default=[], metavar="NAME", help="a variant without this component; repeatable"
+        "ledger", type=Path, metavar="FOLDER", help="ledger of a run, of score --out or of LedgerWriter"
     )
-    ablate.add_argument(
+    variants = ablate.add_argument_group(
+        "variants", "Without the first three: each weight doubled, each component dropped."
+    )
+    variants.add_argument(
+        "--weights", action="append", default=[], metavar="NAME=W,...", help="these; the others as recorded; repeatable"
+    )
+    variants.add_argument(
+        "--drop", action="append", default=[], metavar="NAME", help="without this component; repeatable"
+    )
+    variants.add_argument(
         "--length-mask",
         action="append",
         default=[],
         metavar="TARGET=LOW:HIGH",
-        help="a variant with this mask in the place of the recorded gates; repeatable",
+        help="this mask in the place of the recorded gates; repeatable",
     )
-    ablate.add_argument(
-        "--estimators",
-        default="gdpo,grpo",
-        metavar="NAME,NAME",
-        help="to compare; each but gdpo is a variant (default: gdpo,grpo)",
-    )
-    ablate.add_argument("--out", type=Path, required=True, metavar="FILE", help="the page, such as report.html")
-    ablate.add_argument("--seed", type=int, default=0, help="of the bootstrap intervals (default: 0)")
-    ablate.set_defaults(run=_ablate)
+    variants.add_argument("--estimators", default="gdpo,grpo", metavar="NAME,...", help="each but gdpo is a variant")
+    output = ablate.add_argument_group("output")
+    output.add_argument("--out", type=Path, required=True, metavar="FILE", help="the page, such as report.html")
+    output.add_argument("--seed", type=int, default=0, help="of the bootstrap intervals")
 
 
 def _ablate(arguments: argparse.Namespace) -> None:
     from capreward.ablation import Ablation, Variant, default_variants
     from capreward.ablation_report import make_report
+    from capreward.data import replacing
     from capreward.ledger import Ledger
 
     asked = _variants(arguments)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from capreward.cli.options import Commands, check_writable, weight
+from capreward.cli.options import Commands, Options, Parser, add_command, add_out, check_writable, weight
 from capreward.errors import InputError
 
 KIND = "openai:MODEL[@URL] or vllm:MODEL"
@@ -21,6 +22,10 @@ def add(commands: Commands) -> None:
         "curate",
         help="make questions, rubrics or references",
         description="Makes what rewards need from images, and checks it before it is kept (docs/curation.md).",
+        examples=[
+            "capreward curate questions photos/ --writer openai:qwen2.5-vl-72b \\\n"
+            "--base-url http://127.0.0.1:8000/v1 --out questions/ --dry-run"
+        ],
     )
     stages = curate.add_subparsers(title="what to make", required=True, metavar="WHAT")
     _add_questions(stages)
@@ -33,10 +38,12 @@ def _add_questions(commands: Commands) -> None:
     command = _command(
         commands,
         "questions",
+        _questions,
         "questions that only sight answers",
         "Writes multiple-choice questions about each image, and keeps those that are answered with the image and not without.",
-        "capreward curate questions photos/ --writer openai:qwen2.5-vl-72b --base-url http://127.0.0.1:8000/v1 \\\n"
-        "    --blind openai:qwen2.5-7b@http://127.0.0.1:8001/v1 --out questions/",
+        "capreward curate questions photos/ --writer openai:qwen2.5-vl-72b \\\n"
+        "--base-url http://127.0.0.1:8000/v1 \\\n"
+        "--blind openai:qwen2.5-7b@http://127.0.0.1:8001/v1 --out questions/",
     )
     roles = command.add_argument_group("models")
     roles.add_argument("--writer", required=True, metavar="NAME", help=f"writes: {KIND}")
@@ -48,34 +55,30 @@ def _add_questions(commands: Commands) -> None:
         "--from-references", action="store_true", help="writer and sight go by references, not by images"
     )
     kept = command.add_argument_group("what is kept")
-    kept.add_argument("--count", type=int, default=10, metavar="N", help="questions asked for (default: 10)")
+    kept.add_argument("--count", type=int, default=10, metavar="N", help="questions asked for")
     kept.add_argument("--kinds", metavar="KIND,...", help="asked for (default: object, attribute, count, ...)")
-    kept.add_argument("--draws", type=int, default=4, metavar="N", help="times that each is answered (default: 4)")
-    kept.add_argument(
-        "--seen-at-least", type=float, default=1.0, metavar="SHARE", help="right with the image (default: 1)"
-    )
-    kept.add_argument(
-        "--guessed-at-most", type=float, default=0.25, metavar="SHARE", help="right without it (default: 0.25)"
-    )
-    kept.add_argument(
-        "--alike", default="0.9", metavar="COSINE", help="from which two are one; none: by their words (default: 0.9)"
-    )
-    kept.add_argument("--temperature", type=float, default=0.0, metavar="T", help="of the answers (default: 0)")
+    kept.add_argument("--draws", type=int, default=4, metavar="N", help="times that each is answered")
+    kept.add_argument("--seen-at-least", type=float, default=1.0, metavar="SHARE", help="right with the image")
+    kept.add_argument("--guessed-at-most", type=float, default=0.25, metavar="SHARE", help="right without it")
+    kept.add_argument("--alike", default="0.9", metavar="COSINE", help="from which two are one; none: by their words")
+    kept.add_argument("--temperature", type=float, default=0.0, metavar="T", help="of the answers")
     kept.add_argument("--keep-existing", action="store_true", help="the items' own questions are candidates too")
-    kept.add_argument("--seed", type=int, default=0, help="of the order of options and of draws (default: 0)")
+    kept.add_argument("--seed", type=int, default=0, help="of the order of options and of draws")
     _add_run(command)
-    command.set_defaults(run=run_questions)
 
 
 def _add_rubrics(commands: Commands) -> None:
     command = _command(
         commands,
         "rubrics",
+        _rubrics,
         "criteria that teachers agree on and a student fails",
         "Writes criteria that the student's caption fails, and keeps those that the captions of enough teachers meet.",
-        "capreward curate rubrics photos/ --teachers openai:qwen2.5-vl-72b openai:internvl3@http://127.0.0.1:8001/v1 \\\n"
-        "    --student-captions captions/ --writer openai:qwen2.5-vl-72b --judge openai:qwen2.5-vl-72b \\\n"
-        "    --base-url http://127.0.0.1:8000/v1 --out rubrics/",
+        "capreward curate rubrics photos/ --student-captions captions/ \\\n"
+        "--teachers openai:qwen2.5-vl-72b \\\n"
+        "openai:internvl3@http://127.0.0.1:8001/v1 \\\n"
+        "--writer openai:qwen2.5-vl-72b --judge openai:qwen2.5-vl-72b \\\n"
+        "--base-url http://127.0.0.1:8000/v1 --out rubrics/",
     )
     roles = command.add_argument_group("models")
     teachers = roles.add_mutually_exclusive_group(required=True)
@@ -93,21 +96,21 @@ def _add_rubrics(commands: Commands) -> None:
     )
     roles.add_argument("--from-captions", action="store_true", help="the writer goes by captions alone, not by images")
     kept = command.add_argument_group("what is kept")
-    kept.add_argument("--agree", type=int, default=2, metavar="N", help="teachers that meet a criterion (default: 2)")
+    kept.add_argument("--agree", type=int, default=2, metavar="N", help="teachers that meet a criterion")
     kept.add_argument("--weights", metavar="NAME=W,...", help="of severities (default: critical=3,important=2,minor=1)")
     _add_instruction(kept)
     _add_run(command)
-    command.set_defaults(run=run_rubrics)
 
 
 def _add_references(commands: Commands) -> None:
     command = _command(
         commands,
         "references",
+        _references,
         "references and their statements",
         "Describes each image anew, and splits the description into the statements that Coverage looks for.",
-        "capreward curate references photos/ --describer openai:qwen2.5-vl-72b --extractor openai:qwen2.5-vl-72b \\\n"
-        "    --base-url http://127.0.0.1:8000/v1 --out references/",
+        "capreward curate references photos/ --describer openai:qwen2.5-vl-72b \\\n"
+        "--extractor lite --base-url http://127.0.0.1:8000/v1 --out references/",
     )
     roles = command.add_argument_group("models")
     roles.add_argument("--describer", required=True, metavar="NAME", help=f"describes: {KIND}")
@@ -123,16 +126,18 @@ def _add_references(commands: Commands) -> None:
     kept.add_argument("--keep-old", action="store_true", help="the items' references stay, after the new one")
     _add_instruction(kept)
     _add_run(command)
-    command.set_defaults(run=run_references)
 
 
 def _add_annotate(commands: Commands) -> None:
     command = _command(
         commands,
         "annotate",
+        _annotate,
         "caption images",
         "Writes a caption of every image, with a model or with a checkpoint that was trained here (docs/annotation.md).",
-        "capreward annotate photos/ --checkpoint run/final --workers 8 --worker-gpus 1 --out captions/",
+        "capreward annotate photos/ --captioner openai:qwen2.5-vl-3b \\\n"
+        "--base-url http://127.0.0.1:8000/v1 --out captions/",
+        "capreward annotate photos/ --checkpoint run/final \\\n--workers 8 --worker-gpus 1 --out captions/",
     )
     roles = command.add_argument_group("models")
     who = roles.add_mutually_exclusive_group(required=True)
@@ -140,20 +145,28 @@ def _add_annotate(commands: Commands) -> None:
     who.add_argument("--checkpoint", type=Path, metavar="FOLDER", help="with a vision-language model and its processor")
     how = command.add_argument_group("how it writes")
     _add_instruction(how)
-    how.add_argument("--temperature", type=float, default=0.0, metavar="T", help="(default: 0)")
-    how.add_argument("--seed", type=int, help="of draws: captions of another seed are other draws")
+    how.add_argument("--temperature", type=float, default=0.0, metavar="T", help="of draws")
+    how.add_argument("--seed", type=int, help="of draws; captions of another seed are other draws")
     _add_run(command)
-    command.set_defaults(run=run_annotate)
 
 
-def _command(commands: Commands, name: str, does: str, description: str, example: str) -> argparse.ArgumentParser:
-    command = commands.add_parser(
+def _command(
+    commands: Commands,
+    name: str,
+    run: Callable[[argparse.Namespace], None],
+    help: str,
+    description: str,
+    *examples: str,
+) -> Parser:
+    command = add_command(
+        commands,
         name,
-        help=does,
-        description=f"{description}\nItems with what was made, dead letters and a datasheet lie in OUT; a call that was killed "
-        "goes on where it ended.",
-        epilog=f"example:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        run,
+        help=help,
+        description=f"{description} Items with what was made, dead letters and a datasheet lie in OUT; a call that was "
+        "killed goes on where it ended.",
+        examples=examples,
+        interrupted="the same command goes on where it ended",
     )
     command.add_argument(
         "source",
@@ -162,19 +175,18 @@ def _command(commands: Commands, name: str, does: str, description: str, example
         metavar="SOURCE",
         help="OUT of another call; a folder of images; .jsonl or .parquet (docs/data.md); .tar files",
     )
-    command.add_argument("--out", type=Path, required=True, help="folder to write to")
     return command
 
 
-def _add_instruction(group: argparse._ArgumentGroup) -> None:
+def _add_instruction(group: Options) -> None:
     group.add_argument(
         "--instruction", metavar="TEXT", help='who describes is told (default: "Describe this image in detail.")'
     )
 
 
-def _add_run(command: argparse.ArgumentParser) -> None:
+def _add_run(command: Parser) -> None:
     servers = command.add_argument_group("servers, for openai:MODEL")
-    servers.add_argument("--base-url", metavar="URL", help="of models without @URL: http://127.0.0.1:8000/v1")
+    servers.add_argument("--base-url", metavar="URL", help="of models without @URL, such as http://127.0.0.1:8000/v1")
     servers.add_argument("--concurrency", type=int, metavar="N", help="requests at once, of each model (default: 64)")
     servers.add_argument("--prices", type=float, nargs=2, metavar=("IN", "OUT"), help="of a million tokens in and out")
     servers.add_argument(
@@ -189,7 +201,7 @@ def _add_run(command: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--dry-run", action="store_true", help="print what it would cost; nothing is written but the cache of replies"
     )
-    run.add_argument("--sample", type=int, default=16, metavar="N", help="items that a dry run tries (default: 16)")
+    run.add_argument("--sample", type=int, default=16, metavar="N", help="items that a dry run tries")
     run.add_argument("--limit", type=int, metavar="N", help="only the first N items")
     run.add_argument(
         "--cache",
@@ -203,13 +215,14 @@ def _add_run(command: argparse.ArgumentParser) -> None:
         metavar="N",
         help="of a reply of any model; a longer one has failed (default: 2048; of a checkpoint 512, of local:MODEL 1024)",
     )
-    run.add_argument("--shard-size", type=int, default=256, metavar="N", help="items written together (default: 256)")
+    run.add_argument("--shard-size", type=int, default=256, metavar="N", help="items written together")
     run.add_argument("--again", action="store_true", help="try again what failed and may pass another time")
     run.add_argument("--workers", type=int, metavar="N", help="processes of a Ray cluster (default: this one alone)")
-    run.add_argument("--worker-gpus", type=float, default=0.0, metavar="N", help="GPUs of each worker (default: 0)")
+    run.add_argument("--worker-gpus", type=float, default=0.0, metavar="N", help="GPUs of each worker")
+    add_out(command, "folder to write to", required=True)
 
 
-def run_questions(arguments: argparse.Namespace) -> None:
+def _questions(arguments: argparse.Namespace) -> None:
     """`capreward curate questions`."""
     names = (
         "writer sight blind from_references count draws seen_at_least guessed_at_most temperature keep_existing seed"
@@ -224,7 +237,7 @@ def run_questions(arguments: argparse.Namespace) -> None:
     _run("questions", options, arguments)
 
 
-def run_rubrics(arguments: argparse.Namespace) -> None:
+def _rubrics(arguments: argparse.Namespace) -> None:
     """`capreward curate rubrics`."""
     names = "teachers teacher_captions student student_captions writer judge from_captions agree instruction"
     options = _options(arguments, names)
@@ -233,12 +246,12 @@ def run_rubrics(arguments: argparse.Namespace) -> None:
     _run("rubrics", options, arguments)
 
 
-def run_references(arguments: argparse.Namespace) -> None:
+def _references(arguments: argparse.Namespace) -> None:
     """`capreward curate references`."""
     _run("references", _options(arguments, "describer extractor verifier keep_old instruction"), arguments)
 
 
-def run_annotate(arguments: argparse.Namespace) -> None:
+def _annotate(arguments: argparse.Namespace) -> None:
     """`capreward annotate`."""
     names = "captioner checkpoint temperature seed instruction"
     _run("captions", _options(arguments, names), arguments)

@@ -6,7 +6,17 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from capreward.cli.options import SUITES, Commands, add_judge, add_suite, check_writable, judge_of, weight
+from capreward.cli.options import (
+    SUITES,
+    Commands,
+    add_command,
+    add_judge,
+    add_out,
+    add_suite,
+    check_writable,
+    judge_of,
+    suite_of,
+)
 from capreward.errors import InputError
 
 if TYPE_CHECKING:
@@ -15,47 +25,74 @@ if TYPE_CHECKING:
 
 def add(commands: Commands) -> None:
     """Adds the commands to the command line."""
-    evaluate = commands.add_parser(
+    _add_evaluate(commands)
+    _add_agree(commands)
+    _add_probe(commands)
+
+
+def _add_evaluate(commands: Commands) -> None:
+    command = add_command(
+        commands,
         "evaluate",
+        _evaluate,
         help="compare captioners by their captions",
         description="Scores any captions on the metrics that captioners are compared by (docs/evaluation.md), with intervals "
         "over items. A call that was killed goes on where it ended.",
-        epilog="examples:\n"
-        "  capreward evaluate captions.jsonl --by model --metrics bcapscore,statistics --out evaluation/\n"
-        "  capreward evaluate ours.jsonl theirs.jsonl --items items.jsonl --budget 100,200,400 --judge openai:qwen2.5-vl-7b "
-        "--judge-sees --base-url http://127.0.0.1:8000/v1 --out evaluation/",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    _add_evaluation(evaluate)
-
-    _add_agree(
-        commands.add_parser(
-            "agree", help="compare with human labels", formatter_class=argparse.RawDescriptionHelpFormatter
-        )
-    )
-
-    _add_probe(
-        commands.add_parser("probe", help="attack a reward", formatter_class=argparse.RawDescriptionHelpFormatter)
-    )
-
-
-def _add_agree(command: argparse.ArgumentParser) -> None:
-    command.description = (
-        "Scores captions that people have labelled, and says how far the components agree with the people."
-    )
-    command.epilog = (
-        "examples:\n"
-        "  capreward agree iiw --out agreement/\n"
-        "  capreward agree labels.jsonl --suite balcaprl --judge openai:qwen2.5-vl-7b --judge-sees --out agreement/"
+        examples=[
+            "capreward evaluate captions.jsonl --by model \\\n--metrics bcapscore,statistics --out evaluation/",
+            "capreward evaluate ours.jsonl theirs.jsonl --items items.jsonl \\\n"
+            "--budget 100,200,400 --judge openai:qwen2.5-vl-7b --judge-sees \\\n"
+            "--base-url http://127.0.0.1:8000/v1 --out evaluation/",
+        ],
+        interrupted="the same command goes on where it ended",
     )
     command.add_argument(
-        "labels", metavar="LABELS", help="file or folder with the labels, or iiw: ImageInWords, from the package"
+        "files", type=Path, nargs="+", metavar="FILE", help=".jsonl or .parquet of captions (docs/data.md)"
+    )
+    command.add_argument("--items", type=Path, metavar="FILE", help="the items that captions name by id")
+    command.add_argument("--by", metavar="KEY", help="metadata key of the captioner's name (default: the file's name)")
+    metrics = command.add_argument_group("metrics")
+    metrics.add_argument(
+        "--metrics",
+        metavar="NAME,...",
+        help="bcapscore, qa, captionqa, dcscore, statistics, arena (default: all but dcscore; no arena with one captioner)",
+    )
+    metrics.add_argument(
+        "--budget", metavar="WORDS,...", help="qa and captionqa of captions cut at so many words too (default: uncut)"
+    )
+    metrics.add_argument("--baselines", metavar="NAME,...", help="whom the others fight (default: all fight all)")
+    metrics.add_argument("--draws", type=int, default=1000, metavar="N", help="resamples for intervals")
+    metrics.add_argument("--seed", type=int, default=0, help="of the order of options and the resamples")
+    add_judge(command, cached="OUT/replies.sqlite")
+    add_out(command, "folder for tables, figures and replies", required=True)
+
+
+def _add_agree(commands: Commands) -> None:
+    command = add_command(
+        commands,
+        "agree",
+        _agree,
+        help="compare rewards with human labels",
+        description="Scores captions that people have labelled, and says how far the components agree with the people "
+        "(docs/agreement.md).",
+        examples=[
+            "capreward agree iiw --out agreement/",
+            "capreward agree labels.jsonl --suite balcaprl --judge openai:qwen2.5-vl-7b \\\n"
+            "--judge-sees --base-url http://127.0.0.1:8000/v1 --out agreement/",
+        ],
+    )
+    command.add_argument(
+        "labels",
+        type=Path,
+        metavar="LABELS",
+        help="file or folder with the labels, or iiw: ImageInWords, from the package",
     )
     command.add_argument("--layout", help="of LABELS (default: told by its content)")
-    command.add_argument("--images", type=Path, metavar="DIR", help="the images, for components that need them")
+    command.add_argument("--images", type=Path, metavar="FOLDER", help="the images, for components that need them")
     command.add_argument("--items", type=Path, metavar="FILE", help="what else is known of the images (docs/data.md)")
     command.add_argument("--limit", type=int, metavar="N", help="only the first N images")
-    what = command.add_mutually_exclusive_group()
+    group = command.add_argument_group("rewards")
+    what = group.add_mutually_exclusive_group()
     what.add_argument("--suite", choices=SUITES, help="components after their gates, and their mean")
     what.add_argument(
         "--component",
@@ -64,69 +101,49 @@ def _add_agree(command: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="a component, ungated; repeatable (default: all that the judge can do)",
     )
-    command.add_argument("--resamples", type=int, default=1000, metavar="N", help="of the intervals (default: 1000)")
-    command.add_argument("--seed", type=int, default=0, help="of the intervals (default: 0)")
-    command.add_argument(
-        "--out", type=Path, required=True, help="folder for scores.jsonl, agreement.json and agreement.png"
-    )
+    group.add_argument("--resamples", type=int, default=1000, metavar="N", help="of the intervals")
+    group.add_argument("--seed", type=int, default=0, help="of the intervals")
     add_judge(command)
-    command.set_defaults(run=_agree)
+    add_out(command, "folder for scores.jsonl, agreement.json and agreement.png", required=True)
 
 
-def _add_probe(command: argparse.ArgumentParser) -> None:
-    command.description = (
-        "Makes captions out of honest ones that a reward should not pay for, and says how often it does."
-    )
-    command.epilog = (
-        "exit status: 1 if an attack wins, or buys a missing score, more often than the threshold, 2 for bad input, else 0\n"
-        "examples (docs/probing.md):\n"
-        "  capreward probe --samples photos --suite rubicap --out probe/\n"
-        "  capreward probe captions.jsonl --judge openai:qwen2.5-vl-7b --judge-sees --threshold 0.05 --out probe/"
+def _add_probe(commands: Commands) -> None:
+    command = add_command(
+        commands,
+        "probe",
+        _probe,
+        help="attack a reward",
+        description="Makes captions out of honest ones that a reward should not pay for, and says how often it does "
+        "(docs/probing.md).",
+        examples=[
+            "capreward probe --samples photos --suite rubicap --out probe/",
+            "capreward probe captions.jsonl --judge openai:qwen2.5-vl-7b --judge-sees \\\n"
+            "--base-url http://127.0.0.1:8000/v1 --threshold 0.05 --out probe/",
+        ],
+        epilog="exit status: 1 if an attack wins, or buys a missing score, more often than the threshold; 2 for bad input",
     )
     command.add_argument(
-        "file", type=Path, nargs="?", help="items with honest rollouts, such as a policy's own captions"
+        "file", type=Path, nargs="?", metavar="FILE", help="items with honest rollouts, such as a policy's own captions"
     )
-    command.add_argument("--items", type=Path, help="file of the items that rollouts name by id")
+    command.add_argument("--items", type=Path, metavar="FILE", help="the items that rollouts name by id")
     command.add_argument(
         "--samples",
         choices=("photos", "shapes"),
         help="honest captions that come with the package, not a file's; shapes come with an exact judge",
     )
-    command.add_argument(
-        "--threshold",
-        type=float,
-        default=0.0,
-        metavar="SHARE",
-        help="of an attack's captions that may win (default: 0)",
+    attacks = command.add_argument_group("attacks")
+    attacks.add_argument("--attacks", metavar="NAME,...", help="only these (default: all)")
+    attacks.add_argument(
+        "--threshold", type=float, default=0.0, metavar="SHARE", help="of an attack's captions that may win"
     )
-    command.add_argument("--attacks", metavar="NAME,...", help="only these (default: all)")
-    command.add_argument(
-        "--injected", type=int, default=5, metavar="N", help="texts that talk to the judge, per caption (default: 5)"
+    attacks.add_argument(
+        "--injected", type=int, default=5, metavar="N", help="texts that talk to the judge, per caption"
     )
-    command.add_argument("--prompt", default="Describe the image in detail.", help="what the policy is asked")
-    command.add_argument("--seed", type=int, default=0, help="of all that is random (default: 0)")
-    command.add_argument("--out", type=Path, required=True, help="folder for probe.json and probe.png")
+    attacks.add_argument("--prompt", default="Describe the image in detail.", help="what the policy is asked")
+    attacks.add_argument("--seed", type=int, default=0, help="of all that is random")
     add_suite(command, "balcaprl")
     add_judge(command)
-    command.set_defaults(run=_probe, judge=None)
-
-
-def _add_evaluation(command: argparse.ArgumentParser) -> None:
-    command.add_argument("files", type=Path, nargs="+", metavar="FILE", help=".jsonl or .parquet (docs/data.md)")
-    command.add_argument("--items", type=Path, help="file of the items that captions name by id")
-    command.add_argument("--by", metavar="KEY", help="metadata key of the captioner's name (default: the file's name)")
-    command.add_argument(
-        "--metrics",
-        metavar="NAME,...",
-        help="bcapscore, qa, captionqa, dcscore, statistics, arena (default: all but dcscore; no arena with one captioner)",
-    )
-    command.add_argument("--budget", metavar="WORDS,...", help="qa and captionqa of captions cut at so many words too")
-    command.add_argument("--baselines", metavar="NAME,...", help="whom the others fight (default: all fight all)")
-    command.add_argument("--draws", type=int, default=1000, metavar="N", help="resamples for intervals (default: 1000)")
-    command.add_argument("--seed", type=int, default=0, help="of the order of options and the resamples (default: 0)")
-    command.add_argument("--out", type=Path, required=True, help="folder for tables, figures and replies")
-    add_judge(command, cached="OUT/replies.sqlite")
-    command.set_defaults(run=run_evaluate)
+    add_out(command, "folder for probe.json and probe.png", required=True)
 
 
 def _agree(arguments: argparse.Namespace) -> None:
@@ -142,7 +159,7 @@ def _agree(arguments: argparse.Namespace) -> None:
             raise InputError(f"{option}: got {number}, expected a number >= 1")
     check_writable(arguments.out)
     labels = read_labels(
-        samples.IIW if arguments.labels == "iiw" else arguments.labels,
+        samples.IIW if arguments.labels == Path("iiw") else arguments.labels,
         layout=arguments.layout,
         images=arguments.images,
         items=read_items(arguments.items) if arguments.items else (),
@@ -165,7 +182,6 @@ def _agree(arguments: argparse.Namespace) -> None:
 def _probe(arguments: argparse.Namespace) -> int:
     from capreward import attacks, report
     from capreward.data import read_items, read_rollouts
-    from capreward.presets import PRESETS
     from capreward.probe import Probe, honest_samples
     from capreward.probe_report import print_findings, write
 
@@ -182,20 +198,7 @@ def _probe(arguments: argparse.Namespace) -> int:
     chosen = (
         attacks.named([name.strip() for name in arguments.attacks.split(",")]) if arguments.attacks else attacks.ATTACKS
     )
-    if arguments.samples == "shapes" and arguments.judge is None:
-        from capreward.shapes import ShapesJudge
-
-        judge: Judge = ShapesJudge()
-    else:
-        arguments.judge = arguments.judge or "lite"
-        judge = judge_of(arguments)
-    suite = PRESETS[arguments.suite](
-        judge,
-        weights=dict(weight(text) for text in arguments.weight),
-        max_length=arguments.max_length,
-        max_missing=arguments.max_missing,
-        precise=arguments.precise,
-    )
+    suite = suite_of(arguments, lambda: _judge_of_probe(arguments))
     findings = Probe(
         suite, rollouts, attacks=chosen, injected=arguments.injected, prompt=arguments.prompt, seed=arguments.seed
     ).run()
@@ -204,7 +207,15 @@ def _probe(arguments: argparse.Namespace) -> int:
     return int(bool(findings.failed(arguments.threshold)))
 
 
-def run_evaluate(arguments: argparse.Namespace) -> None:
+def _judge_of_probe(arguments: argparse.Namespace) -> Judge:
+    if arguments.samples == "shapes" and arguments.judge is None:
+        from capreward.shapes import ShapesJudge
+
+        return ShapesJudge()
+    return judge_of(arguments)
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
     from capreward.evaluate.command import evaluate
 
     check_writable(arguments.out)

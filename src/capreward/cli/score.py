@@ -3,90 +3,108 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from capreward.cli.options import Commands, add_judge, add_suite, check_writable, judge_of, weight
-from capreward.data import replacing
+from capreward.cli.options import (
+    Commands,
+    Options,
+    add_command,
+    add_judge,
+    add_out,
+    add_suite,
+    check_writable,
+    judge_of,
+    suite_of,
+)
 from capreward.errors import InputError
 
 if TYPE_CHECKING:
+    from capreward.judges.base import Judge
     from capreward.records import Rollout
     from capreward.scoring import ScoreTable
+
+WRITTEN = "folder for scores.jsonl, scores.png and a ledger"
 
 
 def add(commands: Commands) -> None:
     """Adds the commands to the command line."""
-    score = commands.add_parser(
-        "score",
-        help="score the captions of a file",
-        description="Scores captions on the components of a suite and prints scores, advantages and what is missing.",
-        epilog="examples:\n"
-        "  capreward score captions.jsonl --suite balcaprl --weight fluency=0.5 --out scores/\n"
-        "  capreward score captions.jsonl --judge openai:qwen2.5-vl-7b --judge-sees --base-url http://127.0.0.1:8000/v1",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    score.add_argument("file", type=Path, help=".jsonl or .parquet file of items with rollouts (docs/data.md)")
-    score.add_argument("--items", type=Path, help="file of the items that rollouts name by id")
-    add_judge(score)
-    score.set_defaults(run=_score, samples=None)
-
-    demo = commands.add_parser(
+    demo = add_command(
+        commands,
         "demo",
+        _demo,
         help="score captions that come with the package",
         description="Scores six kinds of caption of nine photographs on every component. Needs no network and no GPU.",
-        epilog="example: capreward demo --out demo/",
+        examples=["capreward demo", "capreward demo --suite caprl --out caprl/"],
     )
-    demo.add_argument("--samples", choices=("photos", "iiw"), default="photos", help="which captions (default: photos)")
-    demo.set_defaults(run=_score, file=None, judge="lite", base_url=None, judge_sees=False, concurrency=None)
-    demo.set_defaults(prices=None, cache=None)
+    demo.add_argument("--samples", choices=("photos", "iiw"), default="photos", help="which captions")
+    add_suite(demo, "everything")
+    _add_by(add_out(demo, WRITTEN, default=Path("capreward-demo")), default="kind")
 
-    for command, suite, out in ((score, "balcaprl", None), (demo, "everything", Path("capreward-demo"))):
-        add_suite(command, suite)
-        command.add_argument("--by", metavar="KEY", help="print means by this key of the rollouts' metadata")
-        where = "nowhere" if out is None else f"{out}/"
-        command.add_argument(
-            "--out", type=Path, default=out, help=f"folder for scores.jsonl, scores.png and a ledger (default: {where})"
-        )
-    demo.set_defaults(by="kind")
+    score = add_command(
+        commands,
+        "score",
+        _score,
+        help="score the captions of a file",
+        description="Scores captions on the components of a suite and prints scores, advantages and what is missing.",
+        examples=[
+            "capreward score captions.jsonl --weight fluency=0.5 --out scores/",
+            "capreward score captions.jsonl --suite rubicap --judge openai:qwen2.5-vl-7b \\\n"
+            "--judge-sees --base-url http://127.0.0.1:8000/v1 --out scores/",
+        ],
+    )
+    score.add_argument(
+        "file", type=Path, metavar="FILE", help=".jsonl or .parquet of items with rollouts (docs/data.md)"
+    )
+    score.add_argument("--items", type=Path, metavar="FILE", help="the items that rollouts name by id")
+    add_suite(score, "balcaprl")
+    add_judge(score)
+    _add_by(add_out(score, f"{WRITTEN} (default: nothing is written)"))
+
+
+def _add_by(group: Options, default: str | None = None) -> None:
+    group.add_argument("--by", metavar="KEY", default=default, help="print means by this key of the rollouts' metadata")
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    from capreward import samples
+    from capreward.judges.named import make_judge
+
+    rollouts = samples.photos() if arguments.samples == "photos" else samples.iiw()
+    _score_rollouts(rollouts, arguments, lambda: make_judge("lite"))
 
 
 def _score(arguments: argparse.Namespace) -> None:
-    from capreward.data import read_items, read_rollouts, write_rows
-    from capreward.presets import PRESETS
+    from capreward.data import read_items, read_rollouts
 
-    weights = dict(weight(text) for text in arguments.weight)
-    if arguments.out:
-        check_writable(arguments.out)
-    if arguments.samples:
-        from capreward import samples
+    rollouts = read_rollouts(arguments.file, items=read_items(arguments.items) if arguments.items else ())
+    if not rollouts:
+        raise InputError(f"{arguments.file}: holds no rollouts")
+    _score_rollouts(rollouts, arguments, lambda: judge_of(arguments))
 
-        rollouts = samples.photos() if arguments.samples == "photos" else samples.iiw()
-    else:
-        rollouts = read_rollouts(arguments.file, items=read_items(arguments.items) if arguments.items else ())
-        if not rollouts:
-            raise InputError(f"{arguments.file}: holds no rollouts")
 
+def _score_rollouts(rollouts: Sequence[Rollout], arguments: argparse.Namespace, judge: Callable[[], Judge]) -> None:
     from capreward import report
+    from capreward.data import replacing, write_rows
 
+    out = arguments.out
+    options: dict[str, Any] = {}
+    if out:
+        check_writable(out)
+        options["ledger"] = _NewLedger(out / "ledger")
     console = report.make_console()  # a missing extra should show before anything is scored
-    options: dict[str, Any] = {"max_length": arguments.max_length, "max_missing": arguments.max_missing}
-    options["precise"] = arguments.precise
-    if arguments.out:
-        options["ledger"] = _NewLedger(arguments.out / "ledger")
-    suite = PRESETS[arguments.suite](judge_of(arguments), weights=weights, **options)
-    table = suite.score(rollouts)
-    if arguments.out:  # first of all: what has been paid for must not be lost to a failing table or figure
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        write_rows(arguments.out / "scores.jsonl", table.to_rows(rollouts))
+    table = suite_of(arguments, judge, **options).score(rollouts)
+    if out:  # first of all: what has been paid for must not be lost to a failing table or figure
+        out.mkdir(parents=True, exist_ok=True)
+        write_rows(out / "scores.jsonl", table.to_rows(rollouts))
     report.print_scores(table, console)
     if arguments.by:
         report.print_means(table, rollouts, arguments.by, console)
-    if arguments.out:
-        with replacing(arguments.out / "scores.png") as path:
+    if out:
+        with replacing(out / "scores.png") as path:
             report.figure(table).savefig(path, dpi=130, format="png")
-        print(f"wrote {arguments.out / 'scores.jsonl'}, {arguments.out / 'scores.png'} and {arguments.out / 'ledger'}")
+        print(f"wrote {out / 'scores.jsonl'}, {out / 'scores.png'} and {out / 'ledger'}")
 
 
 class _NewLedger:

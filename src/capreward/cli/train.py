@@ -7,82 +7,88 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from capreward.cli.options import Commands, check_writable, weight
-from capreward.data import replacing
+from capreward.cli.options import Commands, Parser, add_command, add_out, check_writable, weight
 from capreward.errors import CaprewardError, InputError
 
 
 def add(commands: Commands) -> None:
     """Adds the commands to the command line."""
-    train = commands.add_parser(
+    train = add_command(
+        commands,
         "train",
+        _train,
         help="train a captioner",
-        description="Trains a captioner with a recipe's rewards, and shows what that did to captions of held-out images.",
-        epilog="examples:\n"
-        "  capreward train recipes/shapes.yaml                          a drawn world: no GPU, no network, five minutes\n"
-        "  capreward train recipes/balcaprl-qwen2.5-vl-3b.yaml --set data=captions.jsonl --set groups=32\n"
-        "  accelerate launch --num_processes 8 -m capreward.cli train recipes/balcaprl-qwen2.5-vl-7b.yaml --resume",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Trains a captioner with a recipe's rewards, and shows what that did to captions of held-out images "
+        "(docs/training.md).",
+        examples=[
+            "capreward train recipes/shapes.yaml",
+            "capreward train recipes/balcaprl-qwen2.5-vl-3b.yaml \\\n--set data=captions.jsonl --set groups=32",
+            "accelerate launch --num_processes 8 -m capreward.cli train \\\n"
+            "recipes/balcaprl-qwen2.5-vl-7b.yaml --set data=captions.jsonl",
+        ],
+        epilog="The first one needs no GPU, no network and five minutes.",
+        interrupted="`capreward train --resume` goes on from the last checkpoint",
     )
-    train.add_argument(
-        "recipe", type=Path, help="YAML file with the settings, or the name of one that comes with the package"
-    )
-    train.add_argument("--out", type=Path, help="folder of the run, in place of the recipe's")
-    train.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="a setting in place of the recipe's; repeatable",
-    )
+    _add_recipe(train)
     train.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of the run")
-    train.set_defaults(run=run_train)
+    add_out(train, "folder of the run (default: the recipe's)")
 
-    sweep = commands.add_parser(
+    sweep = add_command(
+        commands,
         "sweep",
+        _sweep,
         help="train under several settings and seeds",
         description="Trains the product of weights, estimators, other settings and seeds, each run in a process of its own, and "
         "compares the conditions by the scores of held-out images. A second call goes on where the first one ended.",
-        epilog="examples:\n"
-        "  capreward sweep recipes/shapes.yaml --weights recipe --weights fluency=2,coverage=1 --out sweep/\n"
-        "  capreward sweep recipes/shapes.yaml --estimators gdpo,grpo --seeds 0,1,2,3 --set steps=40 --out sweep/\n"
-        "  capreward sweep recipes/shapes.yaml --set-grid learning_rate=1.0e-4,3.0e-4 --jobs 4 --out sweep/",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=[
+            "capreward sweep recipes/shapes.yaml --weights recipe \\\n--weights fluency=2,coverage=1 --out sweep/",
+            "capreward sweep recipes/shapes.yaml --estimators gdpo,grpo --seeds 0,1,2,3 \\\n"
+            "--set-grid learning_rate=1.0e-4,3.0e-4 --jobs 4 --out sweep/",
+        ],
+        interrupted="the same command goes on from the last checkpoint",
     )
-    sweep.add_argument(
-        "recipe", type=Path, help="YAML file with the settings, or the name of one that comes with the package"
-    )
-    sweep.add_argument(
+    _add_recipe(sweep)
+    conditions = sweep.add_argument_group("conditions")
+    conditions.add_argument(
         "--weights",
         action="append",
         metavar="NAME=W,...",
-        help="weights of a condition, in place of the recipe's; `recipe` for these alone; repeatable",
+        help="in place of the recipe's; `recipe` for these alone; repeatable (default: recipe)",
     )
-    sweep.add_argument("--estimators", metavar="NAME,...", help="each of these (default: the recipe's)")
-    sweep.add_argument("--seeds", default="0,1,2", metavar="N,...", help="what is averaged over (default: 0,1,2)")
-    sweep.add_argument(
+    conditions.add_argument("--estimators", metavar="NAME,...", help="each of these (default: the recipe's)")
+    conditions.add_argument(
         "--set-grid",
         action="append",
         default=[],
         metavar="NAME=V,...",
         help="each of these values of another setting; repeatable",
     )
+    conditions.add_argument("--seeds", default="0,1,2", metavar="N,...", help="what is averaged over")
+    add_out(sweep, "folder of the sweep", required=True)
     sweep.add_argument(
+        "--jobs", type=int, metavar="N", help="runs at once (default: one a GPU, or without any one a core)"
+    )
+
+
+def _add_recipe(command: Parser) -> None:
+    command.add_argument(
+        "recipe",
+        type=Path,
+        metavar="RECIPE",
+        help="YAML file of settings, or the name of one that comes with the package",
+    )
+    command.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="a setting in place of the recipe's, for all runs; repeatable",
+        help="a setting in place of the recipe's; repeatable",
     )
-    sweep.add_argument("--out", type=Path, required=True, help="folder of the sweep")
-    sweep.add_argument(
-        "--jobs", type=int, metavar="N", help="runs at once (default: one a GPU, or without any one a core)"
-    )
-    sweep.set_defaults(run=run_sweep)
 
 
-def run_train(arguments: argparse.Namespace) -> None:
+def _train(arguments: argparse.Namespace) -> None:
     from capreward import recipe, report
+    from capreward.data import replacing
     from capreward.train.config import TrainConfig, parse_setting
 
     changes = dict(parse_setting(text) for text in arguments.set)
@@ -107,8 +113,9 @@ def run_train(arguments: argparse.Namespace) -> None:
     print(f"wrote {trained}")
 
 
-def run_sweep(arguments: argparse.Namespace) -> None:
+def _sweep(arguments: argparse.Namespace) -> None:
     from capreward import report, sweep
+    from capreward.data import replacing
     from capreward.train.config import parse_setting
 
     runs = sweep.plan(
