@@ -100,9 +100,15 @@ def templates() -> tuple[str, ...]:
     return tuple(found)
 
 
-def pattern(message: str, anything: str = ".*") -> re.Pattern[str]:
-    """What a quoted message matches: its fixed parts, in order."""
-    return re.compile(anything.join(re.escape(part) for part in message.split("...")), re.DOTALL)
+def holds(text: str, message: str) -> bool:
+    """Whether a text has the fixed parts of a quoted message, in their order."""
+    place = 0
+    for part in message.split("..."):
+        place = text.find(part, place)
+        if place < 0:
+            return False
+        place += len(part)
+    return True
 
 
 class TestQuotes:
@@ -113,7 +119,7 @@ class TestQuotes:
             parts = [part.strip(" :;,") for part in message.split("...") if re.search(r"\w", part)]
             assert all(any(part in template for template in templates()) for part in parts), message
         else:
-            assert any(pattern(message).search(template) for template in templates()), message
+            assert any(holds(template, message) for template in templates()), message
 
     def test_are_many_and_each_once_in_its_section(self) -> None:
         assert len(QUOTED) > 130
@@ -122,7 +128,7 @@ class TestQuotes:
             assert len(set(told)) == len(told), section.partition("\n")[0]
 
     def test_a_quote_that_the_code_lacks_is_found(self) -> None:
-        assert not any(pattern("rollouts: got none, expected at least two").search(text) for text in templates())
+        assert not any(holds(text, "rollouts: got none, expected at least two") for text in templates())
 
     def test_every_row_has_three_cells(self) -> None:
         for table in re.findall(r"^\| message \|.*\n((?:\|.*\n)+)", PAGE, re.MULTILINE):
@@ -469,7 +475,7 @@ class TestProvoked:
         with pytest.raises(kind) as raised:
             provoke(tmp_path)
         assert type(raised.value) is kind
-        assert pattern(message).search(str(raised.value)), str(raised.value)
+        assert holds(str(raised.value), message), str(raised.value)
 
     @pytest.mark.parametrize(
         ("message", "kind", "provoke"),
@@ -493,7 +499,7 @@ class TestProvoked:
         assert message in QUOTED
         with pytest.raises(kind) as raised:
             provoke(monkeypatch)
-        assert pattern(message).search(str(raised.value)), str(raised.value)
+        assert holds(str(raised.value), message), str(raised.value)
 
     @pytest.mark.parametrize(
         ("command", "message"),
@@ -526,20 +532,21 @@ class TestProvoked:
         assert main(re.sub(r"FILE|EMPTY", r"\g<0>.jsonl", command).split()) == 2
         said = capsys.readouterr().err
         assert re.search(r"^capreward: error: ", said, re.MULTILINE)
-        assert pattern(message).search(said), said
+        assert holds(said, message), said
 
     def test_of_the_lite_judge(self, lite: LiteJudge) -> None:
         message = "LiteJudge cannot ..., only ..."
         assert message in QUOTED
-        with pytest.raises(errors.InputError, match=pattern(message)):
+        with pytest.raises(errors.InputError) as raised:
             asyncio.run(lite.ask([Request(Task.DESCRIBE, "")]))
+        assert holds(str(raised.value), message)
 
     def test_warning(self, caplog: pytest.LogCaptureFixture) -> None:
         message = "...; advantages rest on the other components there"
         assert message in QUOTED
         with caplog.at_level(logging.INFO, "capreward"):
             scored(DOWN)
-        assert pattern(message).search(caplog.text)
+        assert holds(caplog.text, message)
 
     def test_answers_of_the_server(self) -> None:
         from fastapi.testclient import TestClient
@@ -565,7 +572,7 @@ class TestProvoked:
         for message, (status, answer) in answers.items():
             assert message in QUOTED
             assert answer.status_code == status, answer.text
-            assert pattern(message).search(answer.text), answer.text
+            assert holds(answer.text, message), answer.text
 
 
 class TestMissing:
@@ -600,7 +607,7 @@ class TestMissing:
 def told(reason: Reason, got: Score | Missing) -> None:
     assert isinstance(got, Missing)
     assert got.reason is reason
-    assert pattern(DETAILS[list(Reason).index(reason)]).search(got.detail), got
+    assert holds(got.detail, DETAILS[list(Reason).index(reason)]), got
 
 
 def test_every_provoked_message_is_another() -> None:
