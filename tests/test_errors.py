@@ -8,8 +8,23 @@ from typing import Any
 import pytest
 from fakes import FakeComponent, rollouts
 
-from capreward import Lexical, LiteJudge, RewardSuite, ScoreTable, errors, read_rollouts, report
+from capreward import (
+    Lexical,
+    LiteJudge,
+    OpenAIJudge,
+    RewardSuite,
+    ScoreTable,
+    errors,
+    probe_report,
+    read_rollouts,
+    report,
+    shapes,
+    sweep,
+)
+from capreward.adapters import swift, trl
 from capreward.errors import CaprewardError, MissingExtraError, missing_extra
+from capreward.evaluate import Battle, Outcome, agreement_report, bradley_terry
+from capreward.train import TrainConfig
 
 
 @pytest.mark.parametrize(
@@ -47,8 +62,18 @@ def block(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
         monkeypatch.setitem(sys.modules, name, None)
 
 
+def suite() -> RewardSuite:
+    return RewardSuite({"a": FakeComponent(0.5)})
+
+
 def table() -> ScoreTable:
-    return RewardSuite({"a": FakeComponent(0.5)}).score(rollouts("A cup."))
+    return suite().score(rollouts("A cup."))
+
+
+ANYTHING: Any = None
+"""An argument that is not looked at before the extra is."""
+RECIPE = Path(__file__).parents[1] / "recipes" / "shapes.yaml"
+BATTLES = [Battle("item", "one", "two", outcome) for outcome in (Outcome.FIRST, Outcome.SECOND)]
 
 
 @pytest.mark.parametrize(
@@ -64,6 +89,20 @@ def table() -> ScoreTable:
         ("rich", lambda: report.print_components(table()), "report"),
         ("rich", lambda: report.print_means(table(), rollouts("A cup."), "kind"), "report"),
         ("pandas", lambda: table().to_pandas(), "report"),
+        ("matplotlib", lambda: report.run_figure(ANYTHING), "report"),
+        ("matplotlib", lambda: probe_report.figure(ANYTHING), "report"),
+        ("matplotlib", lambda: agreement_report.figure(ANYTHING), "report"),
+        ("matplotlib", lambda: sweep.figure(ANYTHING), "report"),
+        ("pandas", lambda: sweep.results([]), "report"),
+        ("rich", lambda: sweep.print_sweep(ANYTHING), "report"),
+        ("scipy", lambda: bradley_terry(BATTLES), "report"),
+        ("torch", shapes.captioner, "local"),
+        ("PIL", lambda: shapes.draw(shapes.scene(0)), "local"),
+        ("PIL", lambda: shapes.scene_of(b""), "local"),
+        ("openai", lambda: OpenAIJudge("model"), "openai"),
+        ("yaml", lambda: TrainConfig.from_yaml(RECIPE), "train"),
+        ("accelerate", lambda: trl.reward_funcs(suite(), exact=True), "trl"),
+        ("swift", lambda: swift.register(suite()), "swift"),
     ],
 )
 def test_use_without_its_extra(

@@ -91,6 +91,11 @@ class TestRows:
                 {"item": "cup", "first": "A", "second": "B", "labels": {"a": 1}},
                 "a: got a side by side label, expected a rating",
             ),
+            (
+                {"item": {"id": "dog"}, "caption": "A dog.", "labels": {"a": True}},
+                "a: got True, expected a finite number",
+            ),
+            ({"item": 3, "caption": "A cup.", "labels": {"a": 1}}, "item: got 3, expected the fields of an item"),
             ("{", "not JSON"),
             ([1], "got list, expected an object with named fields"),
         ],
@@ -234,7 +239,9 @@ class TestThumb:
 
 
 class TestPascal50s:
-    def write(self, folder: Path, winners: list[int], category: int = 3) -> None:
+    CAPTIONS = (("A cup . ", "A dog ."), ("A cat .", "A cow ."))
+
+    def write(self, folder: Path, winners: list[int], category: int = 3, captions: Any = CAPTIONS) -> None:
         """Two pairs of one image; 48 votes on each."""
 
         def cells(*texts: Any) -> np.ndarray[Any, Any]:
@@ -244,7 +251,7 @@ class TestPascal50s:
 
         pairs = np.empty((1, 2), [("image", object), ("first", object), ("second", object)])
         triplets = np.empty((1, 96), [(name, object) for name in "ABCD"])
-        for n, texts in enumerate([("A cup . ", "A dog ."), ("A cat .", "A cow .")]):
+        for n, texts in enumerate(captions):
             pairs[0, n] = ("x.jpg", *texts)
             for vote in range(48):
                 winner = 1 if vote < winners[n] else -1
@@ -265,6 +272,27 @@ class TestPascal50s:
             assert list(labels.images) == ["x.jpg"] * 4
             assert labels.rollouts[0].item.references[:2] == ("Reference 0 0 .", "Reference 0 1 .")
             assert len(labels.rollouts[3].item.references) == 48
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"triplets": np.zeros((1, 95))}, "got 95 triplets for 2 pairs, expected 48 for each"),
+            ({"others": [1]}, "no 'triplets', expected pair_pascal.mat and consensus_pascal.mat"),
+        ],
+    )
+    def test_votes_that_are_not_of_the_pairs(self, tmp_path: Path, change: dict[str, Any], message: str) -> None:
+        self.write(tmp_path, [0, 48])
+        savemat(tmp_path / "consensus_pascal.mat", change)
+        with pytest.raises(InputError, match=message):
+            read_labels(tmp_path)
+
+    def test_votes_about_another_caption(self, tmp_path: Path) -> None:
+        (tmp_path / "other").mkdir()
+        self.write(tmp_path / "other", [0, 48])
+        self.write(tmp_path, [0, 48], captions=[("A cup . ", "A horse ."), ("A cat .", "A cow .")])
+        (tmp_path / "other" / "consensus_pascal.mat").replace(tmp_path / "consensus_pascal.mat")
+        with pytest.raises(InputError, match=r"pair 1: the votes are about another caption: 'A dog \.'"):
+            read_labels(tmp_path)
 
     def test_an_unknown_category(self, tmp_path: Path) -> None:
         self.write(tmp_path, [0, 48], category=5)

@@ -495,11 +495,13 @@ class TestSingleFlightInAProcess:
             gate = Gate(ValueError("broken"))
             inner = AsyncJudge(gate)
             judge = Cached(inner, path)
-            tasks = [asyncio.create_task(judge.ask([support("a")])) for _ in range(4)]
+            first = asyncio.create_task(judge.ask([support("a")]))
             await until(lambda: inner.inside == 1)
-            await asyncio.sleep(0.01)
+            others = [asyncio.create_task(judge.ask([support("a")])) for _ in range(3)]
+            [flight] = judge._flights.values()
+            await until(lambda: len(flight._done_callbacks) == 3)  # all wait for it
             gate.opened.set()
-            results = await asyncio.gather(*tasks, return_exceptions=True)
+            results = await asyncio.gather(first, *others, return_exceptions=True)
             assert [str(result) for result in results] == ["broken"] * 4
             assert len(inner.batches) == 1
             # Another cache, as in another process: it does not wait for a claim.
@@ -507,6 +509,17 @@ class TestSingleFlightInAProcess:
             assert judge._flights == {}
 
         run(main())
+
+    def test_what_cannot_be_written_is_written_the_next_time(self, path: Path) -> None:
+        judge = Cached(AsyncJudge(), path)
+        ask(judge, support("a"))
+        full = "CREATE TRIGGER full BEFORE INSERT ON replies BEGIN SELECT RAISE(ABORT, 'the disk is full'); END"
+        rows(path, full)
+        with pytest.raises(sqlite3.Error, match="the disk is full"):
+            ask(judge, support("a"), support("b"))
+        assert rows(path, "SELECT * FROM claims") == []
+        rows(path, "DROP TRIGGER full")
+        assert raws(ask(judge, support("a"), support("b"))) == ["a", "b"]
 
     def test_two_event_loops(self, path: Path) -> None:
         gate = Gate()
@@ -584,6 +597,13 @@ class TestClaims:
         judge = Cached(AsyncJudge(), path)
         claim(path, support("a"), pid=os.getpid(), owner=judge._store._owner)
         assert raws(ask(judge, support("a"))) == ["a"]
+
+    def test_an_owner_of_another_user_lives(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def not_ours(*_: int) -> None:
+            raise PermissionError
+
+        monkeypatch.setattr("os.kill", not_ours)
+        assert cache._lives(os.getpid())
 
     @pytest.mark.parametrize("host", [None, "another-machine"])
     def test_of_a_living_owner_are_waited_for(self, path: Path, host: str | None) -> None:
