@@ -14,7 +14,7 @@ DROP = object()
 """Close the connection without a word."""
 
 
-def completion(text: str | None, *, finish: str = "stop", top: dict[str, float] | None = None, **message: Any) -> Body:
+def completion(text: Any, *, finish: str = "stop", top: dict[str, float] | None = None, **message: Any) -> Body:
     """A chat completion; `top` gives the log-probabilities of the first token's alternatives."""
     logprobs = None
     if top is not None:

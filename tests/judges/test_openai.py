@@ -160,6 +160,9 @@ def test_an_image_that_is_gone() -> None:
         (DROP, Reason.SERVER),
         ("not json at all", Reason.UNPARSEABLE),
         ({"choices": []}, Reason.UNPARSEABLE),
+        ({"choices": {"0": "A"}}, Reason.UNPARSEABLE),
+        ({"choices": [{}]}, Reason.UNPARSEABLE),
+        (completion([{"type": "text", "text": VERDICTS}]), Reason.UNPARSEABLE),
         (completion(VERDICTS[:20], finish="length"), Reason.TRUNCATED),
         (completion(VERDICTS[:20]), Reason.UNPARSEABLE),
         (completion(None), Reason.UNPARSEABLE),
@@ -178,6 +181,21 @@ def test_every_failure_has_its_reason_and_sinks_no_other_request(answer: Any, re
     assert KEY not in failed.detail
     assert fine == Reply((1.0, 0.0), raw="A")
     assert judge.usage.failures == 1
+
+
+@pytest.mark.parametrize("usage", [None, {}, {"prompt_tokens": 5}, {"prompt_tokens": 5, "completion_tokens": None}])
+def test_a_server_that_does_not_count_tokens_is_read_all_the_same(usage: Body | None) -> None:
+    judge, replies, _ = ask({**completion("A"), "usage": usage}, CHOICE, prices=(1.0, 2.0))
+    assert replies == [Reply((1.0, 0.0), raw="A")]
+    read = 5 if usage else 0
+    assert (judge.usage.input_tokens, judge.usage.output_tokens) == (read, 0)
+    assert judge.usage.money == pytest.approx(read * 1e-6)
+
+
+def test_probabilities_without_alternatives_leave_the_letter() -> None:
+    answer = completion("B", top={"B": -0.1})
+    answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"] = None
+    assert ask(answer, CHOICE)[1] == [Reply((0.0, 1.0), raw="B")]
 
 
 @pytest.mark.parametrize(

@@ -164,11 +164,14 @@ class OpenAIJudge:
     def _read(self, request: Request, completion: Any) -> Reply | Missing:
         """The reply in a completion. Servers differ in what they leave out, so nothing is taken for granted."""
         choices = getattr(completion, "choices", None)
-        if not choices or getattr(choices[0], "message", None) is None:
+        if not isinstance(choices, list) or not choices or getattr(choices[0], "message", None) is None:
             return Missing(Reason.UNPARSEABLE, "the server answered without a message")
         choice = choices[0]
+        said = choice.message.content or ""
+        if not isinstance(said, str):
+            return Missing(Reason.UNPARSEABLE, f"the server answered with a {type(said).__name__}, expected a text")
         # some servers complain of the key where the reply should be
-        text = self._without_key(choice.message.content or "")
+        text = self._without_key(said)
         if choice.finish_reason == "content_filter" or getattr(choice.message, "refusal", None):
             return Missing(Reason.REFUSED, self._safe(getattr(choice.message, "refusal", None) or "content filter"))
         if request.task not in CHOICES:
@@ -179,15 +182,15 @@ class OpenAIJudge:
         if request.sampling.temperature or not first:
             return parse(request, text)
         # servers mark what cannot be sampled with -9999 or so; it counts for nothing
-        return from_letters(request, {top.token: math.exp(top.logprob) for top in first[0].top_logprobs}, text)
+        return from_letters(request, {top.token: math.exp(top.logprob) for top in first[0].top_logprobs or ()}, text)
 
     def _count(self, completion: Any) -> None:
         usage = getattr(completion, "usage", None)
-        if usage:
-            self.usage.input_tokens += usage.prompt_tokens or 0
-            self.usage.output_tokens += usage.completion_tokens or 0
-            per_input, per_output = self.prices
-            self.usage.money += (usage.prompt_tokens * per_input + usage.completion_tokens * per_output) / 1e6
+        read, written = (getattr(usage, name, None) or 0 for name in ("prompt_tokens", "completion_tokens"))
+        self.usage.input_tokens += read
+        self.usage.output_tokens += written
+        per_input, per_output = self.prices
+        self.usage.money += (read * per_input + written * per_output) / 1e6
 
     def _failed(self, reason: Reason, detail: str) -> Missing:
         self.usage.failures += 1
