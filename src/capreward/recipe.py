@@ -25,12 +25,20 @@ WARM_UP = 640
 
 
 def find(recipe: str | Path) -> Path:
-    """The file, or, where there is none, the one of that name that comes with the package."""
+    """The file, or, where there is none, the one of that name that comes with the package.
+
+    Raises:
+        InputError: neither.
+    """
     recipe = Path(recipe)
     package = Path(__file__).parent
     name = f"{recipe.name.removesuffix('.yaml')}.yaml"
     shipped = [package / "recipes" / name, package.parents[1] / "recipes" / name]  # installed; in a checkout
-    return next((path for path in (recipe, *shipped) if path.is_file()), recipe)
+    found = next((path for path in (recipe, *shipped) if path.is_file()), None)
+    if found is None:
+        names = sorted({path.stem for folder in shipped for path in folder.parent.glob("*.yaml")})
+        raise InputError(f"{recipe}: no such file; expected one, or a recipe of the package: {', '.join(names)}")
+    return found
 
 
 def make_trainer(config: TrainConfig) -> Trainer:
@@ -131,7 +139,7 @@ def _hub_dataset(source: str) -> Any:
     except ImportError as error:
         raise missing_extra("A dataset of the hub", "data", error) from error
     _, name, *split = source.split(":", 2)
-    find_dataset("data", name)
+    find_dataset("train", name)
     try:
         loaded = datasets.load_dataset(name, split=split[0] if split else "train")
     except (OSError, ValueError) as error:  # no such dataset, no network, no such split

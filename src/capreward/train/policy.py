@@ -71,7 +71,7 @@ class Policy(torch.nn.Module):
         import transformers
 
         half = lora_rank and torch.cuda.is_available()
-        found = find_model("model", source)
+        found = find_model("Policy", source)
         try:
             model = transformers.AutoModelForImageTextToText.from_pretrained(
                 found.source,
