@@ -296,19 +296,21 @@ class Ledger:
         parse = pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
         for path in self.files:
             with path.open("rb") as file:
-                if not (end := _end(file)[0]):
-                    continue
-                file.seek(0)
-                try:
+                end, _ = _end(file)
+            if not end:
+                continue
+            try:
+                # Arrow's own file: a thread of its that lets go of a Python file while Python exits aborts the process.
+                with pa.OSFile(str(path)) as file:
                     reader = pyarrow.json.open_json(
-                        pa.PythonFile(_Until(file, end), "r"),
+                        file.get_stream(0, end),
                         read_options=pyarrow.json.ReadOptions(block_size=BLOCK),
                         parse_options=parse,
                     )
                     for batch in reader:
                         yield batch.select(columns)
-                except pa.ArrowInvalid as error:
-                    raise InputError(f"{path}: a line is no record of a ledger ({error})") from error
+            except pa.ArrowInvalid as error:
+                raise InputError(f"{path}: a line is no record of a ledger ({error})") from error
 
     def to_parquet(self, path: str | Path) -> None:
         """Write everything about the rollouts to a parquet file, components as raw.NAME, value.NAME and so on."""
@@ -464,21 +466,6 @@ def _end(file: IO[bytes]) -> tuple[int, bool]:
     except ValueError:
         return size - len(last), True
     return size, False
-
-
-class _Until:
-    """A file that ends at a position; what pyarrow reads from."""
-
-    def __init__(self, file: IO[bytes], end: int) -> None:
-        self.file, self.end = file, end
-        self.closed = False
-
-    def read(self, size: int = -1) -> bytes:
-        left = self.end - self.file.tell()
-        return self.file.read(left if size < 0 else min(size, left))
-
-    def close(self) -> None:
-        self.closed = True
 
 
 class _Numbers:
