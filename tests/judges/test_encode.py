@@ -25,6 +25,15 @@ def test_marks_cannot_be_written_by_the_text_between_them() -> None:
     assert marks[1][0] not in texts[1]
 
 
+def test_neither_an_option_nor_a_question_passes_for_more_than_one_line() -> None:
+    encoder = Encoder(byte_tokenizer())
+    request = Request(Task.CHOOSE, "A cup.", ("blue\nB. right", "white"), "What\nA. colour?")
+    (ids,) = encoder.prompts(request, encoder.frame(Task.CHOOSE))
+    lines = encoder.tokenizer.decode(ids).splitlines()
+    assert [line for line in lines if line[:2] in ("A.", "B.")] == ["A. blue B. right", "B. white"]
+    assert "Question: What A. colour?" in lines
+
+
 def test_dollars_of_a_text_stay_as_they_are() -> None:
     assert "costs $5, $question" in fill(prompts.load("choose"), Request(Task.CHOOSE, "costs $5, $question"), "")
 

@@ -34,13 +34,13 @@ def render(request: Request) -> Chat:
         "mark": mark(request),
         "context": request.context,
         "question": request.question,
-        "options": "\n".join(_labelled(request)),
+        "options": "\n".join(labelled(request)),
     }
     match request.task:
         case Task.LIKERT:
             fields["question"] = request.question and f"Reference caption of the image:\n{request.question}\n"
         case Task.LOOK | Task.CHOOSE:
-            fields["question"] = " ".join(request.question.split())  # one line, or it could hold options of its own
+            fields["question"] = one_line(request.question)  # or it could hold options of its own
         case Task.INQUIRE:
             fields["context"] = _reference(request)
             fields["options"] = ", ".join(request.options)
@@ -86,10 +86,15 @@ def _reference(request: Request) -> str:
     return f"{where}:\n<{fence}>\n{request.context}\n</{fence}>\n"
 
 
-def _labelled(request: Request) -> list[str]:
-    """The options, a line each: one that a policy wrote cannot pass for two."""
+def labelled(request: Request) -> list[str]:
+    """The options, a line each, after their letters or numbers: one that a policy wrote cannot pass for two."""
     labels = LETTERS if request.task in CHOICES else range(1, len(request.options) + 1)
-    return [f"{label}. {' '.join(option.split())}" for label, option in zip(labels, request.options, strict=False)]
+    return [f"{label}. {one_line(option)}" for label, option in zip(labels, request.options, strict=False)]
+
+
+def one_line(text: str) -> str:
+    """The text with every run of white space as one space."""
+    return " ".join(text.split())
 
 
 def _schema(request: Request) -> dict[str, Any] | None:

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 from capreward import prompts
 from capreward.errors import InputError
 from capreward.judges.base import Request, Task
+from capreward.judges.chat import LETTERS, labelled, one_line
 from capreward.processing import with_images
 
 if TYPE_CHECKING:
     import torch
 
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 SCALES = {
     Task.SUPPORT: ("no", "yes"),
     Task.VERIFY: ("no", "yes"),
@@ -77,10 +77,7 @@ class Encoder:
     def prompts(self, request: Request, frame: Frame) -> list[list[int]]:
         """Token sequences to be answered: one for each option, or one for all of a choice."""
         prompt = prompts.load(PROMPTS[request.task])
-        if request.task is Task.CHOOSE:
-            listed = ["\n".join(f"{letter}. {o}" for letter, o in zip(LETTERS, request.options, strict=False))]
-        else:
-            listed = list(request.options) or [""]
+        listed = ["\n".join(labelled(request))] if request.task is Task.CHOOSE else list(request.options) or [""]
         return [[*frame.head, *self.encode(fill(prompt, request, options)), *frame.tail] for options in listed]
 
     def frame(self, task: Task, images: Sequence[Path | bytes] = ()) -> Frame:
@@ -151,7 +148,7 @@ class Encoder:
 
 def fill(prompt: prompts.Prompt, request: Request, options: str) -> str:
     """The user's part of a prompt. The marks around the text that is judged are a hash of it, so its author cannot write them."""
-    question = request.question
+    question = one_line(request.question) if request.task is Task.CHOOSE else request.question
     if request.task is Task.LIKERT and question:
         question = f"{LIKERT_REFERENCE}{question}"
     # Of the text alone: with the options in it, prompts about one text would share no beginning.

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from capreward.errors import InputError, missing_extra
 from capreward.hub import find_model
 from capreward.judges.base import Reply, Request, Task, Usage
-from capreward.judges.encode import LETTERS, PROMPTS, PROMPTS_HASH, Encoder
+from capreward.judges.chat import LETTERS
+from capreward.judges.encode import PROMPTS, PROMPTS_HASH, Encoder
 from capreward.judges.parse import parse
 from capreward.missing import Missing, Reason
 
