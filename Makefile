@@ -5,7 +5,7 @@ export HF_HUB_OFFLINE = 1
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test test-verl test-vllm coverage notebooks docs docs-serve check format bench clean
+.PHONY: demo test test-verl test-vllm test-package coverage notebooks docs docs-serve check format bench clean
 
 demo: .venv/.demo
 	.venv/bin/capreward demo
@@ -13,7 +13,7 @@ demo: .venv/.demo
 	.venv/bin/capreward train recipes/shapes.yaml
 
 test: .venv/.dev .venv-verl/.done
-	CAPREWARD_PEERS=required .venv/bin/pytest -m 'not vllm'
+	CAPREWARD_PEERS=required .venv/bin/pytest -m 'not vllm and not package'
 
 # In verl's environment; the settings of pytest are those of the other tests, but for conftest.py, which needs more packages.
 test-verl: .venv-verl/.done
@@ -41,6 +41,10 @@ docs-serve: .venv/.dev
 
 test-vllm: .venv/.dev .venv-vllm/.done
 	.venv/bin/pytest -m vllm
+
+# Both distributions, and the wheel with each extra in an environment of its own, made and deleted; `-k openai` for one of them.
+test-package: .venv/.dev .venv-verl/.done .venv-vllm/.done
+	.venv/bin/pytest tests/packaging
 
 check: .venv/.dev
 	.venv/bin/ruff check .
