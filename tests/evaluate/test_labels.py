@@ -323,6 +323,7 @@ class TestCapArena:
         [
             ('[{"img": 3}]', "entry 1: img: got 3, expected a text"),
             ("[3]", "entry 1: got int, expected an object"),
+            (json.dumps([ROW | {"winner": "A"}]), "entry 1: winner: got 'A', expected 'a', 'b' or 'equal'"),
             ("{}", "got dict, expected a list of battles"),
             ("[", "not JSON"),
         ],
@@ -343,6 +344,22 @@ class TestImages:
         assert read_labels(write("thumb.jsonl", row), images=tmp_path).rollouts[0].item.image == tmp_path / "cup.jpg"
         with pytest.raises(InputError, match=r"line 1: no image 'dog' in .*, with or without .jpg or .png"):
             read_labels(write("thumb.jsonl", row | {"image": "dog"}), images=tmp_path)
+
+    def test_of_rows_by_item_id_where_they_have_none(self, write: Write, tmp_path: Path) -> None:
+        (tmp_path / "cup.png").touch()
+        rows = [
+            {"item": {"id": "cup", "references": ["A cup."]}, "caption": text, "labels": {"quality": 1}}
+            for text in ("A cup.", "A dog.")
+        ]
+        labels = read_labels(write("labels.jsonl", *rows), images=tmp_path)
+        assert [rollout.item.image for rollout in labels.rollouts] == [tmp_path / "cup.png"] * 2
+
+    def test_of_given_items_where_they_have_none(self, write: Write, tmp_path: Path) -> None:
+        (tmp_path / "cup.jpg").touch()
+        row, other = TestThumb.ROW, tmp_path / "other.jpg"
+        for item, image in ((Item(id=row["image"]), tmp_path / "cup.jpg"), (Item(id=row["image"], image=other), other)):
+            labels = read_labels(write("thumb.jsonl", row), images=tmp_path, items=[item])
+            assert labels.rollouts[0].item.image == image
 
 
 class TestFirst:

@@ -18,6 +18,8 @@ from capreward.evaluate.agreement import Axis, Kind
 from capreward.records import Item, Rollout
 
 CHOICES = {"first": 1.0, "second": -1.0, "tie": 0.0}
+TIES = ("equal", "tie", "tie (bothbad)")
+"""CapArena's words for a tie, as its cal_ranking.py reads them."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,8 @@ def read_labels(
     Args:
         path: of the file that holds the labels, or of the folder that holds the files of the layout.
         layout: one of `LAYOUTS`; found out from the content when left out.
-        images: folder of the images, by the names that the labels use, for components that need them.
+        images: folder of the images, by the names that the labels use (item ids, in rows of your own), for components that
+            need them. An item that comes with an image keeps it.
         items: what else is known of the images: an item takes the place of the layout's of the same id.
 
     Raises:
@@ -96,11 +99,17 @@ class _Builder:
         """The item called `name`, once; its image has that name too unless given."""
         if name not in self.items:
             if name in self.given:
-                self.items[name] = self.given[name]
+                self.items[name] = self.seen(place, self.given[name], image)
             else:
                 kept = tuple(text for text in dict.fromkeys(map(str.strip, references)) if text)
                 self.items[name] = Item(id=name, references=kept, image=self._image(place, image or name))
         return self.items[name]
+
+    def seen(self, place: str, item: Item, image: str | None = None) -> Item:
+        """The item with its image from the folder, if there is a folder and the item has none."""
+        if item.image is not None or self.image_folder is None:
+            return item
+        return item.model_copy(update={"image": self._image(place, image or item.id)})
 
     def _image(self, place: str, name: str) -> Path | None:
         if self.image_folder is None:
@@ -160,8 +169,9 @@ def _rows(source: Path, builder: _Builder) -> None:
             except InputError as error:
                 raise InputError(f"{place}: {error}") from None
             given = builder.given.get(known.id)
-            item = builder.items.setdefault(known.id, given or known)
-            if not given and not item.same_as(known):
+            known = builder.seen(place, given or known)
+            item = builder.items.setdefault(known.id, known)
+            if not item.same_as(known):
                 raise InputError(f"{place}: item id {known.id!r} has come with other contents before")
         else:
             raise InputError(f"{place}: item: got {holder!r}, expected the fields of an item, or an id given before")
@@ -352,6 +362,8 @@ def _caparena(source: Path, builder: _Builder) -> None:
             continue
         item = builder.item(place, image, [reference])
         found = [builder.caption(item, text, author) for text, author in zip(texts, (one, two), strict=True)]
+        if winner not in (one, two, *TIES):
+            raise InputError(f"{place}: winner: got {winner!r}, expected {one!r}, {two!r} or {TIES[0]!r}")
         value = 1.0 if winner == one else -1.0 if winner == two else 0.0
         builder.label("preference", "choice", found[0], found[1], value)
 
