@@ -88,8 +88,12 @@ def test_precise_comes_after_ones_own_gates_and_weights() -> None:
     suite = rubicap(JUDGE, precise=0.3, gates=[LengthMask("rubric")], weights={"rubric": 2.0})
     assert [type(gate) for gate in suite.gates] == [LengthMask, Condition]
     assert suite.weights.tolist() == [2.0, 0.0]
-    with pytest.raises(InputError, match="expected a number in"):
-        rubicap(JUDGE, precise=0)
+
+
+@pytest.mark.parametrize("precise", [0, 1.5, float("nan")])
+def test_precise_out_of_range(precise: float) -> None:
+    with pytest.raises(InputError, match=r"precise: got .*, expected a number in \(0, 1\]"):
+        rubicap(JUDGE, precise=precise)
 
 
 @pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)

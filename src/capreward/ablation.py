@@ -30,7 +30,7 @@ from capreward.errors import InputError, missing_extra
 from capreward.groups import Batch, Groups
 from capreward.intervals import interval
 from capreward.ledger import Ledger, named
-from capreward.scoring import Float, Gate, in_order, multiply, weights_of
+from capreward.scoring import Float, Gate, estimator_of, in_order, multiply, weights_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -238,7 +238,7 @@ class Ablation:
         Raises:
             InputError: an estimator that is no sum over components: not one of grpo, dr_grpo, gdpo, mo_grpo.
         """
-        estimator = _estimator(variant)
+        estimator = estimator_of(variant.estimator)
         if estimator not in BASES:
             raise InputError(
                 f"estimator: got {variant.estimator!r}, whose advantage is no sum over components; expected one of {sorted(SUMS)}"
@@ -377,7 +377,7 @@ class Ablation:
         """Advantages, [N], in our order."""
         if variant in self._cache:
             return self._cache[variant]
-        estimator = _estimator(variant)
+        estimator = estimator_of(variant.estimator)
         values, result = self._gated(variant), np.zeros(len(self))
         per_group = estimator in (advantage.ESTIMATORS[name] for name in PER_GROUP)
         weighted = {id(suite): self._weighted(suite, variant) for _, suite in self._by_suite()}
@@ -576,14 +576,6 @@ def _suite(names: Sequence[str], described: Mapping[str, Any]) -> _Suite:
         gates=described["gates"],
         count=described["count"],
     )
-
-
-def _estimator(variant: Variant) -> Estimator:
-    if not isinstance(variant.estimator, str):
-        return variant.estimator
-    if variant.estimator not in advantage.ESTIMATORS:
-        raise InputError(f"estimator: got {variant.estimator!r}, expected one of {sorted(advantage.ESTIMATORS)}")
-    return advantage.ESTIMATORS[variant.estimator]
 
 
 def _of(gate: Any, *numbers: Float) -> Float:

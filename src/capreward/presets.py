@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from capreward.components import Condition, Coverage, Fluency, LengthMask, Precision, QAUtility, RubricJudge
+from capreward.errors import InputError
 from capreward.judges.base import Judge
 from capreward.scoring import Component
 from capreward.suite import RewardSuite
@@ -70,7 +71,12 @@ def guarded(components: Sequence[Component], judge: Judge, precise: float, **opt
         judge: for the precision that is added.
         precise: least precision in (0, 1]; below what most honest captions of the policy reach, or little is left to learn from.
         options: to `RewardSuite`; the conditions come after its `gates`.
+
+    Raises:
+        InputError: `precise` outside (0, 1], and as `RewardSuite`.
     """
+    if not 0 < precise <= 1:
+        raise InputError(f"precise: got {precise}, expected a number in (0, 1]")
     found = [component for component in components if isinstance(component, Precision)]
     precision = found[0] if found else Precision(judge)
     others = [component.name for component in components if component is not precision]

@@ -229,12 +229,8 @@ class ScoreTable:
             InputError: an unknown estimator or component, or weights that are all zero.
             ValueError, TypeError: options that the estimator refuses or does not have.
         """
-        if isinstance(estimator, str):
-            if estimator not in advantage.ESTIMATORS:
-                raise InputError(f"estimator: got {estimator!r}, expected one of {sorted(advantage.ESTIMATORS)}")
-            estimator = advantage.ESTIMATORS[estimator]
         w = self.weights if weights is None else weights_of(self.names, weights, self.weights)
-        return np.asarray(estimator(self.values, self.groups, w, **options))
+        return np.asarray(estimator_of(estimator)(self.values, self.groups, w, **options))
 
     def total(self) -> Float:
         """Weighted mean of the scores present, [B], in [0, 1]; NaN where there is none. For reading, not for training."""
@@ -357,6 +353,19 @@ class ScoreTable:
             return f"missing ({cell.reason}): {cell.detail}"
         score = self.scores[column][row]
         return self.gated.get((row, column)) or (score.why if isinstance(score, Score) else score.detail)
+
+
+def estimator_of(estimator: str | advantage.Estimator) -> advantage.Estimator:
+    """The estimator of a name in `capreward.advantage.ESTIMATORS`; a function is one already.
+
+    Raises:
+        InputError: an unknown name.
+    """
+    if not isinstance(estimator, str):
+        return estimator
+    if estimator not in advantage.ESTIMATORS:
+        raise InputError(f"estimator: got {estimator!r}, expected one of {sorted(advantage.ESTIMATORS)}")
+    return advantage.ESTIMATORS[estimator]
 
 
 def weights_of(names: Sequence[str], weights: Mapping[str, float] | None, default: Float | None = None) -> Float:
