@@ -27,11 +27,11 @@ def print_findings(findings: Findings, threshold: float = 0.0, console: Console 
         threshold: share of an attack's captions that may win, or buy a missing score.
         console: where to print.
     """
+    console = console or make_console()  # says which extra rich comes with
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
-    console = console or make_console()
     failed = findings.failed(threshold)
     lines = Table(
         title=Text(f"{len(findings.attacks)} attacks on {findings.honest} honest captions in {findings.groups} groups"),
