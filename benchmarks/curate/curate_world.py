@@ -20,7 +20,7 @@ from capreward.judges.fake import FunctionJudge
 from capreward.missing import Missing
 from capreward.records import Question, words
 from capreward.shapes import Claim, Kind, Scene, ShapesJudge, Thing, caption, claims, scene_of
-from capreward.shapes.judge import _choose
+from capreward.shapes.judge import choose
 from capreward.shapes.language import (
     COLOUR_AT,
     COUNTS,
@@ -132,7 +132,7 @@ def told(context: str, text: str, options: frozenset[str]) -> frozenset[str]:
         shown = [option for option, short in zip(order, own, strict=True) if short in named]
         every = [option for option, short in zip(order, own, strict=True) if short in ALL]
         return frozenset(every if len(shown) == len(order) - 1 else shown or order)
-    reply = _choose(Request(Task.CHOOSE, context, own, asked))
+    reply = choose(Request(Task.CHOOSE, context, own, asked))
     assert isinstance(reply, Reply), f"{text!r} is no question that the writer asks"
     return frozenset(option for option, p in zip(order, reply.values, strict=True) if p > 0)
 

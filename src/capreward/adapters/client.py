@@ -1,4 +1,4 @@
-"""A client of `capreward serve`; needs nothing of the package but its records, and httpx2."""
+"""A client of `capreward serve`; needs the core of the package and httpx2, and loads no judge."""
 
 from __future__ import annotations
 

@@ -13,8 +13,6 @@ from capreward.missing import Reason
 from capreward.records import Caption, Id, Image, Item
 
 DATA_URL = r"^data:[^,]*;base64,"
-
-
 LONGEST_ID = 1000
 """Characters: numpy keeps all group ids of a batch as wide as the longest of them."""
 

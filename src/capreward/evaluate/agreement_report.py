@@ -1,4 +1,4 @@
-"""`capreward agree`: scores captions that people have labelled; prints, writes and draws how far both agree."""
+"""`capreward agree`: how far the scores of components agree with people's labels, measured, printed, written and drawn."""
 
 from __future__ import annotations
 

@@ -15,9 +15,6 @@ from capreward.missing import Missing
 from capreward.records import Rollout, count_words
 from capreward.scoring import Component, Score
 
-BUDGETS = (100, 200, 300, 400, 500, 600)
-"""Words, as in RubiCap (arXiv 2603.09160)."""
-
 
 def prism(judge: Judge, *, seed: int = 0) -> QAUtility:
     """Prism's score: share of an image's questions that a judge answers right from the caption alone, in [0, 1].

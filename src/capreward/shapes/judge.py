@@ -123,7 +123,8 @@ def _names_at(made: list[Claim], cell: str) -> set[str]:
     return {c.subject for c in made if c.kind is Kind.PLACE and c.value == cell}
 
 
-def _choose(request: Request) -> Reply | Missing:
+def choose(request: Request) -> Reply | Missing:
+    """What `ShapesJudge` answers to a CHOOSE request."""
     for pattern, answers in _QUESTIONS:
         if match := pattern.fullmatch(request.question.strip()):
             claimed = answers(claims(request.context), (match.groups() or ("",))[0].lower())
@@ -183,7 +184,7 @@ _ANSWER: dict[Task, Callable[[Request], Any]] = {
     Task.EXTRACT: _extract,
     Task.VERIFY: _verify,
     Task.SUPPORT: _support,
-    Task.CHOOSE: _choose,
+    Task.CHOOSE: choose,
     Task.RATE: _rate,
     Task.LIKERT: _likert,
 }
