@@ -24,6 +24,9 @@ class Coverage:
     Missing: the item has none of the three (`no_reference`), or the judge failed.
     With the lite judge, a unit counts as covered when a sentence of the caption resembles it: it finds absent facts (AUC
     0.97) better than contradicted ones (AUC 0.80), since it is nearly blind to a flipped attribute.
+
+    Raises:
+        InputError: a judge that lacks the task `support` or `extract`.
     """
 
     name = "coverage"
@@ -84,6 +87,10 @@ class Precision:
     Missing: the item has no image (`no_image`), facts (`no_facts`) or references (`no_reference`), or the judge failed.
     A caption in which the judge finds no statement scores 0.
     With the lite judge, a statement is a sentence, so one wrong word among many right ones may pass.
+
+    Raises:
+        InputError: another `against`; a judge that lacks the task `extract`, or `verify` (against the image) or `support`
+            (against the others); one that sees no image, against the image.
     """
 
     def __init__(self, judge: Judge, *, against: Against | None = None) -> None:

@@ -18,6 +18,9 @@ class Fluency:
     Never Missing for want of data: it reads the caption alone. With the lite judge, clarity is the share of 4-grams that
     are not repeats, fluency the share of sentences without a grammatical error, and coherence the share of function words
     up to that of prose: it sees loops, broken grammar and keyword lists, and nothing else.
+
+    Raises:
+        InputError: a judge that lacks the task `rate`.
     """
 
     name = "fluency"

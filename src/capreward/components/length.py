@@ -74,6 +74,9 @@ class LengthMask(_LengthGate):
         target: name of the component whose scores it gates.
         low, high: allowed ratio of the caption's length to the mean reference length, bounds included.
         count: length of a text; words by default, `tokens(tokenizer)` for the policy's tokens.
+
+    Raises:
+        InputError: bounds that are no interval; `high` may be infinite.
     """
 
     def __init__(self, target: str, low: float = 0.5, high: float = 2.0, *, count: Count = count_words) -> None:
@@ -100,6 +103,9 @@ class LinearLengthPenalty(_LengthGate):
         target: name of the component whose scores it gates.
         start, end: ratios of the caption's length to the mean reference length, 0 <= start < end.
         count: as in `LengthMask`.
+
+    Raises:
+        InputError: ratios out of order, or an infinite `end`.
     """
 
     def __init__(self, target: str, start: float = 1.0, end: float = 2.0, *, count: Count = count_words) -> None:
@@ -130,6 +136,9 @@ class Condition:
         target: name of the component whose scores it gates.
         on: name of the component that it reads.
         at_least: threshold t, in (0, 1].
+
+    Raises:
+        InputError: a threshold outside (0, 1], or one component for both.
     """
 
     def __init__(self, target: str, on: str, at_least: float) -> None:

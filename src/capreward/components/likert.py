@@ -20,6 +20,9 @@ class LikertJudge:
         reference: show it the item's first reference too.
 
     Missing: no reference where one is to be shown (`no_reference`), or the judge failed.
+
+    Raises:
+        InputError: a judge that lacks the task `likert`.
     """
 
     def __init__(self, judge: Judge, *, reference: bool = False) -> None:

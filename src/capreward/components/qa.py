@@ -31,8 +31,8 @@ class QAUtility:
             the right option: the same expectation for a judge that samples, without the sampling noise.
         draws: N questions drawn from the item's M, each at most once more often than another; all M when left out.
         temperature: of the judge's reply; above 0, ``"match"`` scores a sampled answer, as the paper does (0.6).
-        closed_book: also ask each question without a caption, and weigh it by the probability that it is answered wrong
-            then: a question that can be guessed tells little of the caption.
+        closed_book: also ask each question without a caption, and weigh it by 1 less what that answer earns: a question that
+            can be guessed tells little of the caption.
         cannot_answer: offer "cannot be answered", worth 1/n + 0.05 for n options, unless they are yes and no
             (CaptionQA, arXiv 2511.21025).
         shuffle: rotate the options. False leaves them in the item's order, the baseline of CapRL's ablation: what a judge
@@ -42,6 +42,10 @@ class QAUtility:
     Missing: the item has no questions, or none that needs the caption (`no_questions`), or the judge failed at one of them.
     With the lite judge, an answer is chosen by likeness of words: questions whose wrong options also occur in the caption
     are often answered wrong, and a caption may be credited for words that it uses of something else.
+
+    Raises:
+        InputError: another `score`; fewer than one draw; a temperature below 0, or above it with ``"probability"``; a judge that
+            lacks the task `choose`.
     """
 
     name = "qa"
@@ -94,7 +98,7 @@ class QAUtility:
         order: list[Question] = []
         while len(order) < count:
             order += chance.sample(questions, len(questions)) if self.draws is not None else questions
-        start = chance.randrange(len(max(questions, key=lambda q: len(q.options)).options))
+        start = chance.randrange(max(len(question.options) for question in questions))
         return [
             _Ask.of(
                 question,

@@ -18,6 +18,9 @@ class RubricJudge:
     for "mentions the spoon", blind to "says that the cup is NOT white".
 
     Missing: the item has no rubric (`no_rubric`), or the judge failed.
+
+    Raises:
+        InputError: a judge that lacks the task `support`.
     """
 
     name = "rubric"
