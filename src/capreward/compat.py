@@ -11,7 +11,7 @@ not promised, since torch adds in another order than numpy; so where a peer make
 as large as the peer's, and others. `nemo_rl` was written from its source and never run against it.
 
 All take ``values[B, K]``, ``groups[B]`` and ``weights[K]`` as `capreward.grpo` does, refuse what it refuses, and return
-float32, [B]. ``method`` is "gdpo", or "grpo" on the weighted sum of the scores.
+float32, [B]. ``method`` is "gdpo", or "grpo" on the weighted sum of the scores; another is a ValueError.
 """
 
 from __future__ import annotations
@@ -155,10 +155,6 @@ def nemo_rl(
         deviation = _nanstd(s, 0) if not np.isnan(s).any() else np.full(1, np.nan, np.float32)
         centred = s - s.mean(dtype=np.float32)
         return batch.give_back(centred / deviation if deviation > 0 else centred)
-
-
-PEERS = {"trl": trl, "verl": verl, "ms-swift": ms_swift, "nemo-rl": nemo_rl}
-"""The functions by the name of the peer."""
 
 
 def _gdpo(method: str) -> bool:

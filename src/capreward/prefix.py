@@ -290,7 +290,7 @@ def _expanded(model: Any, prompt: Sequence[int], completions: Sequence[Sequence[
     output = model.base_model(
         input_ids=before,
         position_ids=following.expand(*prompt_.axes, G, -1),
-        past_key_values=filled_cache(model, expanded),
+        past_key_values=_filled_cache(model, expanded),
         use_cache=True,
     )
     return torch.cat([last, output.last_hidden_state], dim=1)
@@ -409,7 +409,7 @@ def _forward(
     model: Any, trie: Trie, positions: Tensor, start: int, stop: int, above: list[int], past: Past, images: Images
 ) -> tuple[Tensor, Past]:
     """Output (n, H) at the nodes start to stop - 1, and keys and values of `above` and these."""
-    filled = filled_cache(model, past)
+    filled = _filled_cache(model, past)
     is_chain = trie.depths[stop - 1] - trie.depths[start] == stop - 1 - start
     output = model.base_model(
         input_ids=torch.tensor([trie.tokens[start:stop]], device=model.device),
@@ -423,7 +423,7 @@ def _forward(
     return output.last_hidden_state[0], [(layer.keys, layer.values) for layer in layers]
 
 
-def filled_cache(model: Any, past: Past) -> Any:
+def _filled_cache(model: Any, past: Past) -> Any:
     """A cache with these keys and values: a new one each time, since how to cut one differs between versions of transformers."""
     from transformers import DynamicCache
 

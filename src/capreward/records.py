@@ -23,10 +23,12 @@ from pydantic import (
 
 from capreward.errors import InputError
 
-WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+|(?<=\d)[.,]\d+)*")
-LONGEST_WORD = 30
-HIDDEN = "\u2060"
-_BROKEN = re.compile(rf"[^\W_]+(?:{HIDDEN}+[^\W_]+)+")
+_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+|(?<=\d)[.,]\d+)*")
+_LONGEST_WORD = 30
+"""Letters and digits that count as one word, at most."""
+_HIDDEN = "\u2060"
+"""Stands for every format character, which nobody sees, while words are counted."""
+_BROKEN = re.compile(rf"[^\W_]+(?:{_HIDDEN}+[^\W_]+)+")
 
 
 def words(text: str) -> list[str]:
@@ -39,17 +41,19 @@ def words(text: str) -> list[str]:
     """
     if not text.isascii():  # accents and vowel signs of their own belong to the letter before them
         kinds = ((c, unicodedata.category(c)) for c in text if c not in "\u200c\u200d")
-        text = "".join(HIDDEN if kind == "Cf" else c for c, kind in kinds if kind not in ("Mn", "Mc", "Me"))
+        text = "".join(_HIDDEN if kind == "Cf" else c for c, kind in kinds if kind not in ("Mn", "Mc", "Me"))
         text = _BROKEN.sub(_mended, text)
     return [
-        word[start : start + LONGEST_WORD] for word in WORD.findall(text) for start in range(0, len(word), LONGEST_WORD)
+        word[start : start + _LONGEST_WORD]
+        for word in _WORD.findall(text)
+        for start in range(0, len(word), _LONGEST_WORD)
     ]
 
 
 def _mended(run: re.Match[str]) -> str:
     """A run of letters without what is hidden in it, unless it is too long for a word."""
-    whole = run[0].replace(HIDDEN, "")
-    return whole if len(whole) <= LONGEST_WORD else run[0]
+    whole = run[0].replace(_HIDDEN, "")
+    return whole if len(whole) <= _LONGEST_WORD else run[0]
 
 
 def count_words(text: str) -> int:
@@ -58,7 +62,11 @@ def count_words(text: str) -> int:
 
 
 class Record(BaseModel):
-    """Base of the records: frozen, refuses unknown fields, and says what is wrong in one line."""
+    """Base of the records: frozen, and refuses unknown fields.
+
+    Raises:
+        InputError: a field that is unknown, missing or of the wrong kind; one line names the record and the field.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
