@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import inspect
 from collections.abc import Sequence
 
 from capreward.errors import ComponentError, InputError
@@ -27,7 +27,7 @@ HOSTILE = (
 
 
 def check_component(component: Component, rollouts: Sequence[Rollout] = (), *, repeatable: bool = True) -> None:
-    """Raises AssertionError, naming the rule, unless `component` keeps the rules of its protocol.
+    """Nothing, if `component` keeps the rules of its protocol.
 
     - It has a name and an async `score`, and answers with one Score in [0, 1] or Missing a rollout.
     - An empty list is answered with an empty one.
@@ -40,6 +40,9 @@ def check_component(component: Component, rollouts: Sequence[Rollout] = (), *, r
         component: what to test.
         rollouts: your own, with the fields that the component needs; without them it is only tried on bare items.
         repeatable: set False for a component that samples, to leave out the rules that need equal answers.
+
+    Raises:
+        AssertionError: it does not; names the rule, what came and what was expected.
     """
     bare = Item(id="check_component/bare")
     hostile = [Rollout(item=bare, caption=caption) for caption in HOSTILE]
@@ -50,7 +53,7 @@ def check_component(component: Component, rollouts: Sequence[Rollout] = (), *, r
     name = getattr(component, "name", None)
     _expect(isinstance(name, str) and name, f"name: got {name!r}, expected a text")
     _expect(
-        isinstance(component, Component) and asyncio.iscoroutinefunction(component.score),
+        isinstance(component, Component) and inspect.iscoroutinefunction(component.score),
         "score: expected an async method",
     )
     try:

@@ -212,10 +212,15 @@ def _reason(reply: Reply | Missing) -> Reason | None:
     return reply.reason if isinstance(reply, Missing) else None
 
 
-def require_positive(wrapper: str, **numbers: float | None) -> None:
+def require_positive(who: str, **numbers: float | None) -> None:
+    """Nothing, if each number is above 0 or None.
+
+    Raises:
+        InputError: one is not; names `who` was given it.
+    """
     for name, number in numbers.items():
         if number is not None and not number > 0:
-            raise InputError(f"{wrapper}: got {name}={number}, expected a number > 0")
+            raise InputError(f"{who}: got {name}={number}, expected a number > 0")
 
 
 async def _by(limit: asyncio.Timeout, work: Awaitable[T], late: T) -> T:
