@@ -47,7 +47,7 @@ LAYERS = [
     {"curate", "curate.stage", "curate.writing", "curate.sources"},
     {"curate.questions", "curate.rubrics", "curate.references", "curate.captions", "curate.pipeline"},
     {"curate.ray", "curate.folder"},
-    {"adapters.batches", "adapters.wire", "adapters.groups", "adapters.door"},
+    {"adapters.batches", "adapters.wire", "adapters.groups", "adapters.door", "adapters.openrlhf"},
     {"recipe", "adapters", "adapters.trl", "adapters.verl", "adapters.swift", "adapters.server", "adapters.client"},
     {"adapters.verl_plugin", "probe"},
     {"evaluate.agreement"},

@@ -25,7 +25,9 @@ from hypothesis import HealthCheck, settings
 
 from capreward import Item, RewardSuite, Rollout, dr_grpo, gdpo
 from capreward.adapters import server
-from capreward.adapters.server import check_address, clean, make_app, response_of, serve
+from capreward.adapters.openrlhf import response_of
+from capreward.adapters.server import check_address, make_app, serve
+from capreward.adapters.wire import clean
 from capreward.cli import main
 from capreward.errors import InputError, MissingExtraError
 from capreward.ledger import Ledger, LedgerWriter

@@ -1,4 +1,4 @@
-"""What every request to the server passes: token, size of its body, and counting. Plain ASGI, so that it sees requests first."""
+"""What every request to the server passes: token, size of its body, counting, and whether its client still waits. Plain ASGI."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import hmac
 import json
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Iterator, MutableMapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, MutableMapping
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from capreward.errors import missing_extra
 from capreward.judges.base import Judge
 from capreward.scoring import ScoreTable
 
+T = TypeVar("T")
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
@@ -134,6 +135,29 @@ async def _refuse(send: Send, status: int, detail: str, headers: list[tuple[byte
     headers = [kind, (b"connection", b"close"), *(headers or [])]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": json.dumps({"detail": detail}).encode()})
+
+
+class GoneError(Exception):
+    """The client went away."""
+
+
+async def while_connected(receive: Callable[[], Awaitable[Any]], work: Coroutine[Any, Any, T]) -> T:
+    """What `work` returns; it is cancelled when the client goes away, which raises GoneError."""
+
+    async def gone() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    task, leaving = asyncio.create_task(work), asyncio.create_task(gone())
+    try:
+        await asyncio.wait({task, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise GoneError
+        return task.result()
+    finally:
+        task.cancel()
+        leaving.cancel()
+        await asyncio.gather(task, leaving, return_exceptions=True)
 
 
 class Metrics:

@@ -6,22 +6,22 @@ Scoring runs in the suite's own loop, so that the server answers while a judge c
 # No `from __future__ import annotations`: FastAPI reads the annotations of the handlers, whose types are local to `make_app`.
 
 import asyncio
-import bisect
 import ipaddress
 import json
 import logging
 import math
 import socket
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from capreward import __version__, suite as suites
-from capreward.adapters.door import GONE, Door, Metrics
+from capreward.adapters.door import GONE, Door, GoneError, Metrics, while_connected
 from capreward.adapters.groups import Groups, Place
+from capreward.adapters.openrlhf import END_TOKENS, logs_of, response_of
 from capreward.adapters.wire import (
     Cell,
     Faults,
@@ -32,6 +32,7 @@ from capreward.adapters.wire import (
     ScoreAnswer,
     ScoredRollout,
     ScoreRequest,
+    clean,
     usable_token,
 )
 from capreward.data import digest
@@ -44,11 +45,7 @@ from capreward.suite import RewardSuite
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-T = TypeVar("T")
 log = logging.getLogger("capreward.server")
-
-END_TOKENS = ("<|im_end|>", "<|endoftext|>", "</s>", "<|eot_id|>")
-"""What a policy ends its turn with; no part of a caption."""
 
 
 def make_app(
@@ -177,7 +174,7 @@ def make_app(
                 places = await groups.places(keys, table.values, sent.group_size)
             return _answer(table, rollouts, places)
 
-        answer = await _while_connected(request.receive, work())
+        answer = await while_connected(request.receive, work())
         return Response(answer.model_dump_json(), media_type="application/json")
 
     @app.post("/get_reward", tags=["scoring"], dependencies=secured, responses=responses, response_model=RewardAnswer)
@@ -207,9 +204,9 @@ def make_app(
             else:
                 keys = [("get_reward", name) for name in names]
                 rewards = [place.advantage for place in await groups.places(keys, table.values, group_size)]
-            return RewardAnswer(rewards=rewards, scores=rewards, extra_logs=_logs(table))
+            return RewardAnswer(rewards=rewards, scores=rewards, extra_logs=logs_of(table))
 
-        answer = await _while_connected(request.receive, work())
+        answer = await while_connected(request.receive, work())
         return Response(answer.model_dump_json(), media_type="application/json")
 
     _answer_errors(app, timeout)
@@ -260,7 +257,7 @@ def _answer_errors(app: "FastAPI", timeout: float) -> None:
     async def _late(_: Request, __: Exception) -> JSONResponse:
         return problem(504, f"not scored within {timeout:g} s; send fewer rollouts, or raise --timeout")
 
-    @app.exception_handler(_GoneError)
+    @app.exception_handler(GoneError)
     async def _gone(_: Request, __: Exception) -> Response:
         return Response(status_code=GONE)
 
@@ -345,63 +342,6 @@ def _listen(host: str, port: int, token: str | None) -> socket.socket:
         raise InputError(f"host, port: cannot listen on {host}:{port} ({error})") from None
 
 
-def response_of(query: str, prompt: str, end_tokens: Sequence[str] = END_TOKENS) -> str:
-    """What follows the prompt in a query, without the tokens that end a turn.
-
-    In a decoded query image tokens stand expanded, so that the prompt as it was sent need not be in it. What is looked for is
-    therefore the longest end of the prompt that is made of whole lines and occurs in the query.
-
-    Raises:
-        InputError: not even the prompt's last line occurs in the query.
-    """
-    lines = prompt.split("\n")
-    ends = range(len(lines))
-    # An end that occurs is the end of no longer one that does not: from some line on all occur.
-    first = bisect.bisect_left(ends, True, key=lambda line: "\n".join(lines[line:]) in query)
-    end = "\n".join(lines[first:])
-    if not end.strip():
-        raise InputError(f"query: got {query[:80]!r}, expected a text that goes on from the last line of its prompt")
-    start = -1
-    for _ in range(prompt.count(end)):  # an earlier turn may end as the last one does
-        found = query.find(end, start + 1)
-        if found < 0:
-            break
-        start = found
-    start += len(end)
-    stop = len(query)
-    while True:  # by places, so that a million end tokens are not a million copies
-        bare = stop
-        while bare > start and query[bare - 1].isspace():
-            bare -= 1
-        token = next((token for token in end_tokens if token and query.endswith(token, start, bare)), None)
-        if token is None:
-            return query[start:stop]
-        stop = bare - len(token)
-
-
-class _GoneError(Exception):
-    """The client went away."""
-
-
-async def _while_connected(receive: Callable[[], Awaitable[Any]], work: Coroutine[Any, Any, T]) -> T:
-    """What `work` returns; it is cancelled when the client goes away, which raises _GoneError."""
-
-    async def gone() -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-
-    task, leaving = asyncio.create_task(work), asyncio.create_task(gone())
-    try:
-        await asyncio.wait({task, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise _GoneError
-        return task.result()
-    finally:
-        task.cancel()
-        leaving.cancel()
-        await asyncio.gather(task, leaving, return_exceptions=True)
-
-
 def _in_request(table: ScoreTable, estimator: str) -> list[Place]:
     sizes = Counter(table.groups.tolist())
     try:
@@ -428,27 +368,3 @@ def _answer(table: ScoreTable, rollouts: Sequence[Rollout], places: Sequence[Pla
         ],
         missing={name: dict(counts) for name, counts in table.missing_by_reason().items()},
     )
-
-
-def _logs(table: ScoreTable) -> dict[str, list[float]]:
-    """OpenRLHF stacks each log over all rollouts and averages it, so every answer has the same ones, all of them numbers."""
-    columns = {**dict(zip(table.names, table.values.T, strict=True)), "total": table.total()}
-    logs = {}
-    for name, column in columns.items():
-        scored = ~np.isnan(column)
-        logs[f"{name}.points"] = np.where(scored, column, 0.0).tolist()
-        logs[f"{name}.scored"] = scored.astype(float).tolist()
-    return logs
-
-
-def clean(value: Any) -> Any:
-    """JSON-ready data as JSON can hold it: None for what is no finite number, no halves of surrogate pairs."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode()
-    if isinstance(value, Mapping):
-        return {clean(str(key)): clean(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [clean(inner) for inner in value]
-    return value if value is None or isinstance(value, int) else clean(str(value))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, WithJsonSchema
@@ -219,3 +221,16 @@ class Faults(Answer):
     """What is wrong with a request."""
 
     detail: list[Fault]
+
+
+def clean(value: Any) -> Any:
+    """JSON-ready data as JSON can hold it: None for what is no finite number, no halves of surrogate pairs."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, Mapping):
+        return {clean(str(key)): clean(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [clean(inner) for inner in value]
+    return value if value is None or isinstance(value, int) else clean(str(value))
