@@ -830,6 +830,11 @@ def test_torch_in_torch_out(estimator: Any, given: torch.dtype, returned: torch.
     np.testing.assert_array_equal(result.numpy(), torch.from_numpy(in_numpy).to(returned).numpy())
 
 
+def test_what_an_array_masks_is_missing() -> None:
+    masked = np.ma.masked_invalid([[0.5, NAN], [NAN, NAN], [1.0, 0.5], [0.0, 0.25]])
+    np.testing.assert_array_equal(gdpo(masked, [0] * 4), gdpo(masked.filled(NAN), [0] * 4))
+
+
 def test_torch_with_gradients_missing_scores_and_no_rows() -> None:
     values = torch.tensor([[0.5, NAN], [NAN, NAN], [1.0, 0.5], [0.0, 0.25]], requires_grad=True)
     result = gdpo(values, ["a"] * 4)

@@ -46,6 +46,12 @@ def test_same_seed_same_items_drawn_whatever_the_order_and_the_values() -> None:
     assert not np.allclose(straight, resampled_means(values, items, draws=250, seed=2))
 
 
+def test_the_middle_of_what_was_drawn() -> None:
+    drawn = np.array([*range(101), NAN])
+    assert interval(drawn) == pytest.approx((2.5, 97.5))
+    assert interval(drawn, 0.5) == pytest.approx((25, 75))
+
+
 def test_one_item_has_no_interval() -> None:
     (found,) = means(np.array([[0.5], [0.7]]), ["a", "a"])
     assert repr(found) == repr(Estimate(0.6, NAN, NAN, 2, 0))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from adapters.served import Told, gated, serving, told
+from judges import chat_server
 
 from capreward import Item, RewardSuite, Rollout, gdpo
 from capreward.adapters.client import Client
@@ -165,6 +166,12 @@ def test_a_server_too_slow() -> None:
 def test_somebody_elses_answer(url: str) -> None:
     with pytest.raises(InputError, match="405 Method Not Allowed"):
         asyncio.run(Client(url)._post("/docs", {}))
+    page = (503, "<html>The proxy is asleep.</html>")
+    with (
+        chat_server.serving(lambda _: page) as proxy,
+        pytest.raises(ServerError, match="503 <html>The proxy is asleep"),
+    ):
+        Client(proxy.url, attempts=1).score(rollouts("0.5"))
 
 
 def test_needs_no_server() -> None:

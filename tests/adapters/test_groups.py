@@ -94,6 +94,20 @@ def test_a_group_that_all_have_left_leaves_nothing_behind() -> None:
     run(work())
 
 
+def test_closed_when_all_have_just_left() -> None:
+    async def work() -> None:
+        groups = Groups(np.ones(2), timeout=60)
+        task = one(groups, 0)
+        await asyncio.sleep(0)
+        task.cancel()  # it has its turn to leave after the closing
+        groups.close()
+        await asyncio.wait([task])
+        assert task.cancelled()
+        assert groups._groups == {}
+
+    run(work())
+
+
 def test_nobody_waits_once_it_is_closed() -> None:
     async def work() -> None:
         groups = Groups(np.ones(2), timeout=60)

@@ -255,6 +255,26 @@ def test_a_component_that_breaks_is_the_servers_fault(url: str, caplog: pytest.L
     assert "status=503 error=\"component 'first': ValueError: the model is out of memory\"" in caplog.text
 
 
+def test_what_nobody_foresaw_is_counted_as_the_servers_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(*_: Any) -> Any:
+        raise RuntimeError("a bug")
+
+    with serving() as url:
+        monkeypatch.setattr("capreward.scoring.ScoreTable.advantages", breaks)
+        assert post(url, "/score", sent("0.5 0.5")).status_code == 500
+        assert metric(url, 'capreward_requests_total{path="/score",status="500"}') == 1
+
+
+def test_an_upload_that_breaks_off_is_no_fault() -> None:
+    with serving() as url:
+        host, port = url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=60) as connection:
+            head = "POST /score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
+            connection.sendall(head.encode())
+            until(lambda: metric(url, "capreward_requests_in_flight") == 2)  # with this one
+        until(lambda: metric(url, 'capreward_requests_total{path="/score",status="499"}') == 1)
+
+
 def test_too_many_missing() -> None:
     with serving(told(max_missing=0.5)) as url:
         assert post(url, "/score", sent("0.5 0.5", "0.5 m")).status_code == 200
@@ -473,6 +493,7 @@ SEEN = "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>Describe it
         (PROMPT.replace("t\n", "t\nX") + PROMPT + "A.", PROMPT.replace("t\n", "t\nX") + PROMPT, "A."),
         ("it.<|im_end|>\n<|im_start|>assistant\nA cup.", PROMPT, "A cup."),  # a prompt cut from the left
         ("USER: <i><i>\nWhat? ASSISTANT: A cup.</s>", "USER: <i>\nWhat? ASSISTANT:", " A cup."),
+        ("<i><i>Describe: A cup.", "Describe:\n<i>\nDescribe:", " A cup."),  # fewer of its last lines than it has
     ],
 )
 def test_the_response_in_a_query(query: str, prompt: str, response: str) -> None:

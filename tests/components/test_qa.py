@@ -211,6 +211,11 @@ def test_more_draws_than_questions_ask_each_almost_equally_often() -> None:
     assert sorted(counts.values()) == [2, 2, 3]
 
 
+def test_one_draw_asks_one_question() -> None:
+    (result,) = score(QAUtility(FakeJudge(knowing), draws=1), "A cup.", item=ITEM)
+    assert len(result.evidence["answers"]) == 1
+
+
 def test_sampled_replies_are_told_apart_by_their_seed() -> None:
     judge = FakeJudge(knowing)
     requests = asked(QAUtility(judge, draws=6, temperature=0.6, seed=10), judge)

@@ -91,7 +91,7 @@ def test_verify_needs_both() -> None:
     assert parse(request, text).values == (1.0, 0.0, 0.0)  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize(("rating", "value"), [(1, 0.0), (3, 0.5), (5, 1.0)])
+@pytest.mark.parametrize(("rating", "value"), [(1, 0.0), (2, 0.25), (3, 0.5), (4, 0.75), (5, 1.0)])
 @pytest.mark.parametrize("task", [Task.RATE, Task.LIKERT])
 def test_ratings(task: Task, rating: int, value: float) -> None:
     text = json.dumps({"ratings": [{"number": 1, "rating": rating}]})

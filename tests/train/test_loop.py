@@ -9,6 +9,7 @@ import threading
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from safetensors.torch import load_file
 
 from capreward import Fluency, Item, Missing, Reason, Rollout, Score
 from capreward.advantage import gdpo, grpo
-from capreward.errors import InputError, NonFiniteError, TooManyMissingError
+from capreward.errors import ComponentError, InputError, NonFiniteError, TooManyMissingError
 from capreward.judges.fake import FunctionJudge
 from capreward.ledger import Ledger, LedgerWriter
 from capreward.train import checkpoint, loop
@@ -582,6 +583,14 @@ class TestTrainer:
         with pytest.raises(InputError, match="items: got none"):
             runs.trainer(tmp_path).evaluate([])
 
+    def test_a_reward_that_breaks(self, tmp_path: Path) -> None:
+        def breaks(_: Rollout) -> float:
+            raise ValueError("no such colour")
+
+        broken = runs.suite(components={"colour": FakeComponent(breaks)})
+        with pytest.raises(ComponentError, match="component 'colour': ValueError: no such colour"):
+            runs.trainer(tmp_path, reward=broken).evaluate(runs.items(2))
+
     def test_without_held_out_items_there_are_no_files_of_them(self, tmp_path: Path) -> None:
         runs.trainer(tmp_path, steps=1).train()
         assert not (tmp_path / "before.jsonl").exists()
@@ -718,6 +727,28 @@ class TestProcesses:
         out = two / "sharded whole"
         runs.trainer(out, **{**WHOLE, "steps": 5}).train(resume=True)
         assert [row["step"] for row in runs.rows(out / "metrics.jsonl")] == [1, 2, 3, 4, 5]
+
+    @pytest.mark.parametrize(
+        ("kind", "version", "said"),
+        [
+            ("DEEPSPEED", 0, "accelerate is set to .*DEEPSPEED; use DDP, or FSDP in its version 2"),
+            ("FSDP", 1, "FSDP in its version 1; use version 2"),
+            ("FSDP", 2, "FSDP: a model of another kind"),
+        ],
+    )
+    def test_models_that_cannot_be_spread(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, version: int, said: str
+    ) -> None:
+        def refuses(_: Any) -> None:
+            raise ValueError("a model of another kind")
+
+        accelerate = loop.accelerate
+        monkeypatch.setattr(accelerate.Accelerator, "distributed_type", loop.DistributedType[kind])
+        plugin = SimpleNamespace(fsdp_version=version)
+        monkeypatch.setattr(accelerate.state.AcceleratorState, "fsdp_plugin", plugin, raising=False)
+        monkeypatch.setattr("capreward.prefix.check", refuses)
+        with pytest.raises(InputError, match=said):
+            runs.trainer(tmp_path)
 
     def test_groups_that_cannot_be_shared(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(loop.accelerate.Accelerator, "num_processes", 2)
