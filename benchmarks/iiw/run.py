@@ -6,7 +6,8 @@ For each of 100 images two captions were compared by human raters on five axes, 
 the difference of the two scores is held against the label (docs/agreement.md). One side wins most pairs, so accuracy would say
 nothing; what length alone gives is the number to beat. Beside the components by themselves stand the balcaprl preset's fluency,
 which the length mask gates, and its total (coverage and that fluency). QA, rubric and precision against facts or images are
-not here: the data has no questions, criteria, facts or images.
+not here: the data has no questions, criteria, facts or images. With the lite judge the arena of `capreward evaluate` is fought
+over the same pairs.
 
 SmolLM2-135M (tests/smollm2.py) cannot extract statements: all 10 replies of a trial were cut or broken. So the lite judge
 splits references and captions into sentences for it.
@@ -15,20 +16,24 @@ splits references and captions into sentences for it.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
+import numpy as np
 from common import ROOT, finish
 
 from capreward import LiteJudge, Missing
-from capreward.evaluate import agreement_report
-from capreward.evaluate.labels import read_labels
+from capreward.evaluate import Outcome, agreement_report, fight
+from capreward.evaluate.labels import Labels, read_labels
 from capreward.judges.base import Judge, Reply, Request, Task, Usage
 from capreward.judges.cache import Cached
 from capreward.presets import balcaprl
@@ -85,11 +90,32 @@ def main() -> None:
         values[f"length / {axis.name}"] = measured.length["tau_b"].value
         values[f"{name} / {axis.name}"] = measured.score["tau_b"].value
     headline = [{"name": f"tau_b {name}", "value": round(value, 3), "unit": "tau-b"} for name, value in values.items()]
-    details = {"images": len(set(labels.images)), **result.to_json()}
+    details: dict[str, Any] = {"images": len(set(labels.images)), **result.to_json()}
+    if arguments.judge == "lite":
+        details["arena"] = arena(judge, labels)
+        headline += [
+            {"name": f"{whom}: human caption preferred", "value": counts["human"], "unit": f"of {sum(counts.values())}"}
+            for whom, counts in details["arena"].items()
+        ]
     finish(Path(__file__).parent, headline, details, arguments.quick, device=arguments.judge)
     if not arguments.quick:
         agreement_report.figure(result).savefig(Path(__file__).parent / "results" / f"{arguments.judge}.png", dpi=110)
         update_docs()
+
+
+def arena(judge: Judge, labels: Labels) -> dict[str, dict[str, int]]:
+    """Which caption of each pair the judge prefers in both orders, and which one people find more specific."""
+    specific = next(axis for axis in labels.axes if axis.name == "Specificity")
+    assert specific.second is not None
+    pairs = [(labels.rollouts[i], labels.rollouts[j]) for i, j in zip(specific.first, specific.second, strict=True)]
+    assert all(human.metadata["author"] == "IIW" for human, _ in pairs)
+    outcomes = asyncio.run(fight(judge, pairs))
+    signs = {1.0: Outcome.FIRST, -1.0: Outcome.SECOND, 0.0: Outcome.TIE}
+    won = {Outcome.FIRST: "human", Outcome.SECOND: "PaLI-5B", Outcome.TIE: "neither"}
+    return {
+        "arena": Counter("missing" if isinstance(outcome, Missing) else won[outcome] for outcome in outcomes),
+        "raters, specificity": Counter(won[signs[sign]] for sign in np.sign(specific.label).tolist()),
+    }
 
 
 def judge_of(arguments: argparse.Namespace) -> Judge:
