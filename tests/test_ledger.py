@@ -356,6 +356,9 @@ class TestCut:
             ledger.rows()
         with pytest.raises(InputError, match=r"rollouts\.jsonl, line 1: no record of a ledger"):
             list(ledger.records())
+        (tmp_path / "suites.jsonl").write_bytes(whole["suites.jsonl"] + b"{}\n")
+        with pytest.raises(InputError, match=r"suites\.jsonl, line \d+: no record of a ledger \(no components\)"):
+            Ledger(tmp_path)
 
 
 class TestReading:

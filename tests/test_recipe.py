@@ -120,7 +120,7 @@ class TestMakeSuite:
         assert suite.max_missing == 0.1
 
     def test_judge_does_not_take_what_it_does_not_know(self) -> None:
-        with pytest.raises(InputError, match=r"judge: .*'colour'"):
+        with pytest.raises(InputError, match="judge: got colour, expected some of name, base_url, "):
             recipe.make_suite(TrainConfig(**{**SETTINGS, "judge": {"name": "lite", "colour": "red"}}))
 
     def test_judge_of_the_drawn_world_has_no_options(self) -> None:

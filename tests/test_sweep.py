@@ -118,7 +118,7 @@ class TestPlan:
         [
             ({"seeds": []}, "seeds: got none, expected at least one"),
             ({"grid": {"steps": []}}, "steps: got none, expected at least one"),
-            ({"seeds": [1, 1]}, "got gdpo with seed 1 twice; name every condition and seed once"),
+            ({"seeds": [1, 1]}, "conditions: got gdpo with seed 1 twice; name every condition and seed once"),
             ({"weights": [{"qa": 1}, {"qa": 1.0}]}, "got gdpo,qa=1 with seed 0 twice"),
             ({"estimators": ["ppo"]}, "estimator: got 'ppo'"),
             ({"weights": [{"colour": 1}]}, r"weights: got component 'colour', expected one of \['qa', 'precision'"),

@@ -205,6 +205,12 @@ class Ledger:
             )
         self.suites = list(_lines(self.folder / "suites.jsonl"))
         """What `describe` said of each suite, in the order in which they came."""
+        for number, suite in enumerate(self.suites, 1):
+            if not isinstance(suite, dict) or "components" not in suite:
+                raise InputError(
+                    f"{self.folder / 'suites.jsonl'}, line {number}: no record of a ledger (no components); "
+                    "remove the line, or write to another folder"
+                )
         self.names = tuple(dict.fromkeys(name for suite in self.suites for name in suite["components"]))
         """All components."""
 

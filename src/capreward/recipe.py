@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,10 +88,10 @@ def make_suite(config: TrainConfig) -> RewardSuite:
     else:
         from capreward.judges.named import make_judge
 
-        try:
-            judge = make_judge(name, **options)
-        except TypeError as error:
-            raise InputError(f"judge: {error}") from None
+        known = list(inspect.signature(make_judge).parameters)
+        if unknown := sorted(options.keys() - known):
+            raise InputError(f"judge: got {', '.join(unknown)}, expected some of {', '.join(known)}")
+        judge = make_judge(name, **options)
     return PRESETS[config.suite](judge, weights=config.weights, max_missing=config.max_missing)
 
 

@@ -402,7 +402,7 @@ def concatenated(tables: Sequence[ScoreTable]) -> ScoreTable:
     for table in tables:
         if table.names != first.names or not np.array_equal(table.weights, first.weights):
             raise InputError(
-                f"tables: got components {list(table.names)} and {list(first.names)}, or different weights"
+                f"tables: got components {list(table.names)} and {list(first.names)}, or other weights; expected one suite's"
             )
     ids = tuple(id for table in tables for id in table.ids)
     if len(set(ids)) < len(ids):

@@ -90,6 +90,7 @@ class RewardSuite:
             ):
                 raise InputError(
                     f"component {name!r}: got {component!r}, expected an object with a name and an async method score(rollouts)"
+                    + (f"; make one: {component.__name__}(...)" if isinstance(component, type) else "")
                 )
         if not 0 <= max_missing <= 1:
             raise InputError(f"max_missing: got {max_missing}, expected a share in [0, 1]")

@@ -163,7 +163,7 @@ def plan(
         )
         folder = base.out / condition / f"seed-{seed}"
         if folder in runs:
-            raise InputError(f"got {condition} with seed {seed} twice; name every condition and seed once")
+            raise InputError(f"conditions: got {condition} with seed {seed} twice; name every condition and seed once")
         runs[folder] = Run(condition, config.model_copy(update={"out": folder}))
     _check_unchanged(list(runs.values()))
     return list(runs.values())

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from capreward.curate.stage import Curated, Outcome
-from capreward.curate.writing import INSTRUCTION, prompt_hashes, sees
+from capreward.curate.writing import INSTRUCTION, instructs, prompt_hashes, sees
 from capreward.errors import InputError, missing_extra
 from capreward.judges.base import Judge, Reply, Request, Sampling, Task, Usage, ask_each
 from capreward.judges.wrap import require_positive
@@ -43,9 +43,7 @@ class Captions:
 
     def __init__(self, describer: Judge, *, instruction: str = INSTRUCTION, sampling: Sampling | None = None) -> None:
         self.describer = sees(describer, "Captions", Task.DESCRIBE)
-        if not instruction.strip():
-            raise InputError("Captions: got an empty instruction, expected what the describer is asked for")
-        self.instruction, self.sampling = instruction, sampling or Sampling()
+        self.instruction, self.sampling = instructs(instruction, "Captions"), sampling or Sampling()
 
     @property
     def judges(self) -> tuple[Judge, ...]:

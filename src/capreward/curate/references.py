@@ -9,8 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from capreward.curate.stage import Curated, Outcome
-from capreward.curate.writing import INSTRUCTION, clean, described, distinct, prompt_hashes, sees
-from capreward.errors import InputError
+from capreward.curate.writing import INSTRUCTION, clean, described, distinct, instructs, prompt_hashes, sees
 from capreward.judges.base import Judge, Reply, Request, Task, ask_each, require
 from capreward.missing import Missing, Reason
 from capreward.records import Item
@@ -41,12 +40,10 @@ class References:
         instruction: str = INSTRUCTION,
         keep_old: bool = False,
     ) -> None:
-        if not instruction.strip():
-            raise InputError("References: got an empty instruction")
         self.describer = sees(describer, "References", Task.DESCRIBE)
         self.extractor = require(extractor, "References", Task.EXTRACT)
         self.verifier = None if verifier is None else sees(verifier, "References", Task.VERIFY)
-        self.instruction, self.keep_old = instruction, keep_old
+        self.instruction, self.keep_old = instructs(instruction, "References"), keep_old
 
     @property
     def judges(self) -> tuple[Judge, ...]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from capreward.curate.stage import Curated, Outcome
-from capreward.curate.writing import INSTRUCTION, clean, described, distinct, fold, prompt_hashes, read, sees
+from capreward.curate.writing import INSTRUCTION, clean, described, distinct, fold, instructs, prompt_hashes, read, sees
 from capreward.errors import InputError
 from capreward.judges.base import Judge, Reply, Request, Task, ask_each, require
 from capreward.missing import Missing, Reason
@@ -68,8 +68,6 @@ class Rubrics:
             raise InputError(f"Rubrics: got agree={agree} with {len(names)} teachers, expected 1 up to their number")
         if not weights or not all(0 < weight < float("inf") for weight in weights.values()):
             raise InputError(f"Rubrics: got weights={dict(weights)}, expected a finite number > 0 for each severity")
-        if not instruction.strip():
-            raise InputError("Rubrics: got an empty instruction")
         self.student: Judge | None = None
         self.given_student: Callable[[Item], str | None] | None = None
         if isinstance(student, Judge):
@@ -80,7 +78,7 @@ class Rubrics:
             raise InputError(f"Rubrics: got student={student!r}, expected a judge, or a function of an item")
         self.writer = require(writer, "Rubrics", Task.CRITICISE)
         self.judge = require(judge, "Rubrics", Task.SUPPORT)
-        self.agree, self.weights, self.instruction = agree, dict(weights), instruction
+        self.agree, self.weights, self.instruction = agree, dict(weights), instructs(instruction, "Rubrics")
 
     @property
     def judges(self) -> tuple[Judge, ...]:

@@ -19,6 +19,17 @@ INSTRUCTION = "Describe this image in detail."
 """What a describing judge is told unless the caller says otherwise."""
 
 
+def instructs(instruction: str, stage: str) -> str:
+    """The instruction.
+
+    Raises:
+        InputError: it is empty.
+    """
+    if not instruction.strip():
+        raise InputError(f"{stage}: got an empty instruction, expected what the describer is asked for")
+    return instruction
+
+
 def read(text: str, fields: Iterable[str]) -> dict[str, Any] | str:
     """The JSON object that `text` holds, if it has exactly these fields; else what is wrong with it."""
     try:
