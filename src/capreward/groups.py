@@ -19,7 +19,18 @@ Bool = NDArray[np.bool_]
 
 
 class Batch:
-    """One call's input, checked, rows sorted so that each group is one run (rows of a group keep their order)."""
+    """One call's input, checked, rows sorted so that each group is one run (rows of a group keep their order).
+
+    Args:
+        values: scores, [B, K]; NaN = missing. Kept in the caller's order; all that the methods make is in runs.
+        groups: ids, [B].
+        weights: [K]; see `check_weights`.
+        eps: what `over` adds.
+
+    Raises:
+        ValueError: shapes that do not match, ids that are neither integers nor strings, infinite scores, unusable weights
+            or eps.
+    """
 
     def __init__(self, values: Any, groups: Any, weights: ArrayLike | None = None, eps: float = 1e-4) -> None:
         self.given = values
@@ -132,12 +143,16 @@ class Batch:
 class Groups:
     """N groups as runs of rows."""
 
-    order: Int | None  # the caller's row for each of our rows; None: the caller's groups already are runs
-    starts: Int  # first row of each group, [N]
-    sizes: Int  # [N]
+    order: Int | None
+    """The caller's row for each of our rows, [B]; None: the caller's groups already are runs."""
+    starts: Int
+    """First row of each group, [N]."""
+    sizes: Int
+    """Rows of each group, [N]."""
 
     @classmethod
     def of(cls, ids: NDArray[Any]) -> Groups:
+        """The groups of ids, [B], in order of their first appearance."""
         if not len(ids):
             return cls(None, np.zeros(0, np.int64), np.zeros(0, np.int64))
         order = None
@@ -151,9 +166,11 @@ class Groups:
         return cls(order, starts, np.diff(starts, append=len(ids)))
 
     def gather(self, rows: NDArray[Any]) -> NDArray[Any]:
+        """The caller's rows -> in runs."""
         return np.ascontiguousarray(rows) if self.order is None else rows[self.order]
 
     def scatter(self, rows: NDArray[Any]) -> NDArray[Any]:
+        """Rows in runs -> in the caller's order."""
         if self.order is None:
             return rows
         result = np.empty_like(rows)
@@ -161,14 +178,15 @@ class Groups:
         return result
 
     def sum(self, rows: NDArray[Any]) -> Float:
+        """Sum of each group, [N]."""
         return np.add.reduceat(rows, self.starts, dtype=np.float64) if len(rows) else np.zeros(0)
 
     def max(self, rows: Float) -> Float:
-        """Largest number of each group, NaN only where a group holds nothing else."""
+        """Largest number of each group, [N]; NaN only where a group holds nothing else."""
         return np.fmax.reduceat(rows, self.starts) if len(rows) else np.zeros(0)
 
     def spread(self, per_group: NDArray[Any]) -> NDArray[Any]:
-        """[N] -> [B]"""
+        """A number for each group, [N] -> the same for each of its rows, [B]."""
         return np.repeat(per_group, self.sizes)
 
 
@@ -185,10 +203,12 @@ def check_weights(weights: ArrayLike | None, k: int) -> Float:
 
 
 def is_torch(x: Any) -> bool:
+    """Whether it is a torch tensor; loads no torch to find out."""
     return type(x).__module__.partition(".")[0] == "torch"
 
 
 def to_numpy(x: Any, *, floating: bool = True) -> NDArray[Any]:
+    """As an array of float64, or of its own type; from any device, a masked entry as NaN."""
     if is_torch(x):
         x = x.detach().cpu()
         x = (x.double() if floating else x).numpy()

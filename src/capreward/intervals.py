@@ -76,6 +76,9 @@ def means(values: Float, items: ArrayLike, *, draws: int = 1000, level: float = 
     Args:
         values, items, draws, seed: as in `resampled_means`.
         level: of the interval, in (0, 1).
+
+    Raises:
+        InputError: no captions, fewer than one draw, or a level outside (0, 1).
     """
     drawn = resampled_means(values, items, draws=draws, seed=seed)
     result = []
