@@ -1,4 +1,7 @@
-"""Tables for the terminal and figures: of a ScoreTable, and of a training run."""
+"""Tables for the terminal and figures: of a ScoreTable, and of a training run.
+
+All of them take the extra `report`; without it they raise a MissingExtraError.
+"""
 
 from __future__ import annotations
 
@@ -107,14 +110,9 @@ def rows_by(rollouts: Sequence[Rollout], key: str) -> dict[str, list[int]]:
 
 def figure(table: ScoreTable, *, rows: int = ROWS) -> Figure:
     """Scores as a heat map (hatched: missing; dot: changed by a gate), and both advantages as bars, a line a rollout."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise missing_extra("Drawing figures", "report", error) from error
     shown = min(rows, len(table))
     names = list(table.names)
-    height = 1.6 + 0.2 * shown
-    picture = Figure(figsize=(5.5 + 0.75 * len(names), height), layout="constrained")
+    picture = make_figure(5.5 + 0.75 * len(names), 1.6 + 0.2 * shown)
     heat, bars = picture.subplots(1, 2, sharey=True, width_ratios=[0.75 * len(names), 3.2])
     _heat_map(picture, heat, table, shown)
     _advantages(bars, table.advantages("grpo")[:shown], table.advantages("gdpo")[:shown])
@@ -177,11 +175,7 @@ def print_run(run: Run, console: Console | None = None) -> None:
 
 def run_figure(run: Run, *, examples: int = 3) -> Figure:
     """Components over the run, before and after on held-out items, and what the policy says of some of them."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise missing_extra("Drawing figures", "report", error) from error
-    picture = Figure(figsize=(11, 4.2 + 1.5 * examples), layout="constrained")
+    picture = make_figure(11, 4.2 + 1.5 * examples)
     grid = picture.add_gridspec(1 + examples, 8, height_ratios=[4, *[1.5] * examples])
     curves, bars = picture.add_subplot(grid[0, :5]), picture.add_subplot(grid[0, 5:])
     steps = [row["step"] for row in run.metrics]
@@ -269,6 +263,19 @@ def _plain(text: str) -> Text:
     from rich.text import Text
 
     return Text(text.encode("utf-8", "replace").decode())
+
+
+def make_figure(width: float, height: float) -> Figure:
+    """An empty figure of so many inches, outside pyplot, so that no window opens and nothing has to be closed.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise missing_extra("Drawing figures", "report", error) from error
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def make_console() -> Console:
