@@ -13,7 +13,7 @@ import pytest
 from capreward.ablation import Ablation
 from capreward.ledger import Ledger
 
-RUN = Path(__file__).parents[1] / "benchmarks" / "replay" / "run.py"
+RUN = Path(__file__).parents[2] / "benchmarks" / "replay" / "run.py"
 
 
 @pytest.fixture(scope="module")
