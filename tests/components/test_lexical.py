@@ -69,7 +69,7 @@ def test_script_that_does_not_exist() -> None:
         Lexical("no/such/metric.py", "bleu")
 
 
-@pytest.mark.parametrize(("result", "value"), [(100.00000000000004, 1.0), ([35.0], 0.35)])
+@pytest.mark.parametrize(("result", "value"), [(100.00000000000004, 1.0), (-1e-12, 0.0), ([35.0], 0.35)])
 def test_results_as_metrics_give_them(result: Any, value: float) -> None:
     assert score(Lexical(FakeMetric(bleu=result), "bleu", scale=100), "A cup.", item=ITEM)[0].value == value
 
@@ -104,7 +104,10 @@ def test_unknown_key() -> None:
         score(Lexical(FakeMetric(bleu=1.0), "rouge"), "A cup.", item=ITEM)
 
 
-def test_percent_without_scale_is_out_of_range() -> None:
-    suite = RewardSuite({"bleu": Lexical(FakeMetric(bleu=35.0), "bleu")})
-    with pytest.raises(ComponentError, match=r"component 'bleu', item 'cup': got score 35.0, expected a number in"):
+@pytest.mark.parametrize("result", [35.0, -0.5])  # such as percent without a scale
+def test_out_of_range(result: float) -> None:
+    suite = RewardSuite({"bleu": Lexical(FakeMetric(bleu=result), "bleu")})
+    with pytest.raises(
+        ComponentError, match=rf"component 'bleu', item 'cup': got score {result}, expected a number in"
+    ):
         suite.score(rollouts("A cup.", item=ITEM))

@@ -223,6 +223,23 @@ def test_ratings_are_shares_of_sentences(text: str, ratings: tuple[float, ...]) 
     assert ask(Task.RATE, text, "clarity", "fluency", "coherence") == ratings
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, 1), ({"images": (draw(SCENE),)}, 2 / 3), ({"question": "There is a red circle."}, 2 / 3)],
+)
+def test_likert_counts_claims_that_are_there_true_or_in_the_reference(given: Any, expected: float) -> None:
+    text = (
+        "There is a red circle. A red cross is large."  # three claims, of which the circle is right, in good sentences
+    )
+    assert ask(Task.LIKERT, text, "overall", **given) == pytest.approx((expected,))
+
+
+def test_likert_of_no_drawn_picture_is_missing() -> None:
+    assert (
+        ask(Task.LIKERT, "A red cross is large.", "overall", images=(b"not of this world",)).reason is Reason.NO_FACTS
+    )
+
+
 @given(st.text(max_size=100))
 def test_no_text_makes_a_reply_missing(text: str) -> None:
     requests = [

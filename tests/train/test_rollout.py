@@ -70,6 +70,20 @@ class TestGroups:
         assert len(lengths) > 1  # some end before others
         assert max(lengths) == 9
 
+    def test_in_bfloat16_as_on_a_gpu(self, kind: str) -> None:
+        model, given, numbers = tiny.vision_model(kind), prompts(kind), uniforms(3, 20, 1)
+        plain = generate(model, given, numbers, ends={END})
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = generate(model, given, numbers, ends={END})
+            again = generate(model, given, numbers, ends={END})
+        assert rounded == again
+        same = [
+            one == other
+            for group, others in zip(plain, rounded, strict=True)
+            for one, other in zip(group, others, strict=True)
+        ]
+        assert np.mean(same) > 0.8  # the same numbers on nearly the same odds
+
     def test_the_picture_is_looked_at(self, kind: str) -> None:
         model, [given, *_], numbers = tiny.vision_model(kind), prompts(kind), uniforms(1, 4, 6)
         assert given.images is not None
