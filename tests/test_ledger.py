@@ -16,9 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 from fakes import FakeComponent
 
-from capreward import Condition, Item, LengthMask, Missing, Reason, RewardSuite, Rollout, Score, ScoreTable
+from capreward import Condition, Item, LengthMask, Missing, QAUtility, Reason, RewardSuite, Rollout, Score, ScoreTable
 from capreward.errors import InputError
-from capreward.ledger import BLOCK, Ledger, LedgerWriter
+from capreward.judges.fake import FunctionJudge
+from capreward.ledger import BLOCK, Ledger, LedgerWriter, describe
 
 DOWN = Missing(Reason.UNPARSEABLE, "no JSON", raw="I would rather not")
 CAPTIONS = ("A cup.", "A white cup on a table.", "", "Ein Löffel liegt neben der Tasse \ud800.", "cup " * 40)
@@ -118,7 +119,7 @@ class TestWriting:
         first, second = Ledger(tmp_path).suites
         assert first["weights"] == {"a": 1.0, "b": 0.5}
         assert second["weights"] == {"a": 2.0, "b": 1.0}
-        assert first["components"]["a"] == {"kind": "FakeComponent", "name": "fake", "judge": None}
+        assert first["components"]["a"] == {"kind": "FakeComponent", "name": "fake", "judge": None, "options": {}}
         assert first["gates"][0] == {
             "kind": "LengthMask",
             "target": "b",
@@ -392,3 +393,20 @@ class TestReading:
         count, kib = peaks.get()
         assert count == 500_000
         assert kib < 0.6 * (tmp_path / "rollouts.jsonl").stat().st_size / 1024  # and as much for a file of any size
+
+
+class TestDescribe:
+    def test_tells_two_of_a_kind_apart(self) -> None:
+        judge = FunctionJudge()
+        ways: list[dict[str, Any]] = [{}, {"draws": 4}, {"shuffle": False}, {"score": "probability"}, {"seed": 1}]
+        said = [json.dumps(describe(RewardSuite({"qa": QAUtility(judge, **options)}))) for options in ways]
+        assert len(set(said)) == len(ways)
+
+    def test_takes_of_a_component_what_it_names_alone(self) -> None:
+        component = FakeComponent(scored)
+        component.api_key = "secret"  # type: ignore[attr-defined]
+        assert describe(RewardSuite({"a": component}))["components"]["a"]["options"] == {}
+        component.recorded = {"depth": 3}  # type: ignore[attr-defined]
+        described = describe(RewardSuite({"a": component}))
+        assert described["components"]["a"]["options"] == {"depth": 3}
+        assert "secret" not in json.dumps(described)

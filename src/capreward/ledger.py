@@ -349,7 +349,10 @@ class Ledger:
 
 
 def describe(suite: RewardSuite) -> dict[str, Any]:
-    """What scored: what of a suite changes its scores, as JSON-ready data."""
+    """What scored: what of a suite changes its scores, as JSON-ready data.
+
+    Of a component's own options it says what the component itself names, in an attribute `recorded`: any other may hold a key.
+    """
     return {
         "capreward": __version__,
         "components": {
@@ -357,6 +360,7 @@ def describe(suite: RewardSuite) -> dict[str, Any]:
                 "kind": type(component).__name__,
                 "name": component.name,
                 "judge": getattr(getattr(component, "judge", None), "name", None),
+                "options": dict(getattr(component, "recorded", {})),
             }
             for name, component in suite.components.items()
         },

@@ -56,6 +56,9 @@ class Lexical:
             raise InputError(f"Lexical: got scale={scale}, expected a number > 0")
         self.metric, self.key, self.scale, self.several, self.options = metric, key, scale, several, options
         self.name = key
+        plain = {name: value for name, value in options.items() if isinstance(value, bool | int | float)}
+        self.recorded = {"scale": scale, "several": several, **plain}
+        """What a ledger says of it (`ledger.describe`)."""
         self._lock = threading.Lock()  # a metric module collects its inputs in one file
 
     @scores_empty_as_zero

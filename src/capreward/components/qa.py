@@ -74,6 +74,16 @@ class QAUtility:
         self.by_probability = score == "probability"
         self.draws, self.temperature, self.seed = draws, temperature, seed
         self.closed_book, self.cannot_answer, self.shuffle = closed_book, cannot_answer, shuffle
+        self.recorded = {
+            "score": score,
+            "draws": draws,
+            "temperature": temperature,
+            "closed_book": closed_book,
+            "cannot_answer": cannot_answer,
+            "shuffle": shuffle,
+            "seed": seed,
+        }
+        """What a ledger says of it (`ledger.describe`)."""
 
     @scores_empty_as_zero
     async def score(self, rollouts: Sequence[Rollout]) -> list[Score | Missing]:
