@@ -66,7 +66,7 @@ LAYERS = [
 TRAIN = {f"train.{name}" for name in ("loss", "policy", "rollout", "loop", "checkpoint")}
 """Rooms that are all torch, and imported late themselves."""
 HOMES = {
-    "PIL": {"processing", "shapes.world"},
+    "PIL": {"judges.local", "processing", "shapes.model", "shapes.world"},
     "accelerate": {"train.loop", "recipe", "adapters.trl"},
     "datasets": {"recipe", "ledger", "hub", *SCRIPTS},
     "evaluate": {"components.lexical", "hub", *SCRIPTS},

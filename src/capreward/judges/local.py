@@ -83,6 +83,7 @@ class LocalJudge:
         max_tokens: int = 1024,
     ) -> None:
         try:
+            import PIL  # noqa: F401  # processors need it
             import torch
             import transformers
 

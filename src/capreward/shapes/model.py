@@ -73,6 +73,7 @@ def captioner(seed: int = 0, *, hidden: int = 128, layers: int = 3, large: bool 
             f"captioner: got hidden={hidden}, layers={layers}, expected a multiple of 32 and a number >= 1"
         )
     try:
+        import PIL  # noqa: F401  # the processor needs it
         import torch
         import transformers
     except ImportError as error:
