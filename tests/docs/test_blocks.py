@@ -22,7 +22,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
 from docs.commands import COMMANDS
@@ -195,9 +194,6 @@ def test_blocks(page: Page) -> None:
     if faults:
         pytest.fail("\n\n".join(faults), pytrace=False)
     workshop.call(page.path, page.names)
-    if page.path == "README.md":
-        advantages = page.names["table"].advantages("gdpo")
-        assert int(np.argmax(advantages)) == 0  # the caption that is right, complete and well written
     skipped = Path(os.environ["SKIPPED"])
     if skipped.exists():
         pytest.skip(skipped.read_text())
