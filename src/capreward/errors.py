@@ -14,7 +14,10 @@ class InputError(CaprewardError, ValueError):
 
 
 class ComponentError(CaprewardError, RuntimeError):
-    """A component or a gate broke its contract: wrong number of scores, a score outside [0, 1], an exception."""
+    """A component, a gate, a judge, a metric or a stage broke its contract.
+
+    By the wrong number of scores or replies, a score outside [0, 1] or an exception, say.
+    """
 
 
 class TooManyMissingError(CaprewardError, RuntimeError):

@@ -119,7 +119,11 @@ async def fill(
     known: Sequence[Score | Missing | None],
     score: Callable[[Sequence[Rollout]], Awaitable[Sequence[Score | Missing]]],
 ) -> list[Score | Missing]:
-    """The known scores, and `score`'s for the rollouts where None stands; `score` is not called without any."""
+    """The known scores, and `score`'s for the rollouts where None stands; `score` is not called without any.
+
+    Raises:
+        ComponentError: `score` answered with the wrong number of scores.
+    """
     rest = [rollout for rollout, verdict in zip(rollouts, known, strict=True) if verdict is None]
     scored = list(await score(rest)) if rest else []
     if len(scored) != len(rest):
@@ -300,7 +304,11 @@ class ScoreTable:
         return {**result, "total": _mean(self.total())}
 
     def to_pandas(self) -> pd.DataFrame:
-        """One row a rollout: id, group, `raw.NAME`, `value.NAME` and `why.NAME` of each component, and the total."""
+        """One row a rollout: id, group, `raw.NAME`, `value.NAME` and `why.NAME` of each component, and the total.
+
+        Raises:
+            MissingExtraError: the extra `report` is not installed.
+        """
         try:
             import pandas as pd
         except ImportError as error:
@@ -318,6 +326,9 @@ class ScoreTable:
         Args:
             rollouts: those that the table is of, in its order.
             rows: where `rollouts` stand in the table, if they are not all of it.
+
+        Raises:
+            ValueError: more or fewer rollouts than rows.
         """
         advantages = {name: self.advantages(name) for name in ("grpo", "gdpo")}
         total = self.total()

@@ -131,7 +131,14 @@ class RewardSuite:
         return run(self.ascore(rollouts, progress=progress))
 
     async def ascore(self, rollouts: Sequence[Rollout], *, progress: bool = False, part: bool = False) -> ScoreTable:
-        """`score`, to be awaited. A `part` of a batch is not held against `max_missing`: call `check_missing` on the whole."""
+        """`score`, to be awaited, and by default without a bar.
+
+        Args:
+            rollouts, progress: as in `score`.
+            part: of a batch; not held against `max_missing`: call `check_missing` on the whole.
+
+        Raises: as `score`.
+        """
         if isinstance(rollouts, Rollout):
             raise InputError("rollouts: got a single Rollout, expected a list of them")
         rollouts = list(rollouts)
@@ -320,7 +327,10 @@ _loop_lock = threading.Lock()
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """Runs a coroutine to its end from synchronous code, whether or not an event loop is running around it."""
+    """Runs a coroutine to its end from synchronous code, whether or not an event loop is running around it.
+
+    Raises: as `start`, and whatever the coroutine raises.
+    """
     future = start(work)
     try:
         return future.result()
@@ -330,7 +340,11 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 
 def start(work: Coroutine[Any, Any, T]) -> Future[T]:
-    """Starts a coroutine from synchronous code, which goes on meanwhile and asks for the result later."""
+    """Starts a coroutine from synchronous code, which goes on meanwhile and asks for the result later.
+
+    Raises:
+        InputError: called from a coroutine that was itself started so, which would wait for itself for ever.
+    """
     global _loop
     with _loop_lock:
         if _loop is None or _loop.pid != os.getpid():  # threads do not survive a fork
