@@ -46,7 +46,7 @@ def print_scores(table: ScoreTable, console: Console | None = None, *, rows: int
     for row in range(shown):
         last = row + 1 == shown or table.groups[row + 1] != table.groups[row]
         lines.add_row(
-            _plain(table.ids[row]),
+            plain(table.ids[row]),
             *(_cell(table, row, k) for k in range(len(table.names))),
             _number(total[row]),
             f"{grpo[row]:+.2f}",
@@ -73,7 +73,7 @@ def print_components(table: ScoreTable, console: Console | None = None) -> None:
     for k, (name, row) in enumerate(table.diagnostics().items()):
         reasons = ", ".join(f"{reason} {count}" for reason, count in missing[name].most_common()) or "none"
         lines.add_row(
-            _plain(name),
+            plain(name),
             f"{table.weights[k]:g}",
             _number(row["raw"]),
             f"{row['gated']:.0%}",
@@ -83,7 +83,7 @@ def print_components(table: ScoreTable, console: Console | None = None) -> None:
         )
     console.print(lines)
     for judge, usage in table.usage:
-        console.print(_plain(f"{judge}: {usage.summary()}"))
+        console.print(plain(f"{judge}: {usage.summary()}"))
 
 
 def print_means(table: ScoreTable, rollouts: Sequence[Rollout], key: str, console: Console | None = None) -> None:
@@ -96,7 +96,7 @@ def print_means(table: ScoreTable, rollouts: Sequence[Rollout], key: str, consol
             for column in columns[rows].T
         ]
         signed = [f"{mean:+.2f}" for mean in means[-2:]]
-        lines.add_row(_plain(value), str(len(rows)), *(_number(mean) for mean in means[:-2]), *signed)
+        lines.add_row(plain(value), str(len(rows)), *(_number(mean) for mean in means[:-2]), *signed)
     (console or make_console()).print(lines)
 
 
@@ -169,7 +169,7 @@ def print_run(run: Run, console: Console | None = None) -> None:
     lines = _table(f"{len(run.before)} held-out items", "component", "before", "after", "change")
     for name in run.names:
         before, after = run.means(name)
-        lines.add_row(_plain(name), _number(before), _number(after), f"{after - before:+.2f}")
+        lines.add_row(plain(name), _number(before), _number(after), f"{after - before:+.2f}")
     (console or make_console()).print(lines)
 
 
@@ -258,7 +258,7 @@ def _number(value: float) -> str:
     return "-" if np.isnan(value) else f"{value:.2f}"
 
 
-def _plain(text: str) -> Text:
+def plain(text: str) -> Text:
     """Text in which nothing is read as rich's markup."""
     from rich.text import Text
 

@@ -12,7 +12,7 @@ from capreward.errors import missing_extra
 from capreward.evaluate.arena import Strengths
 from capreward.evaluate.evaluation import OF_MEANS, Evaluation
 from capreward.intervals import Estimate
-from capreward.report import make_console
+from capreward.report import make_console, make_figure, plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,7 +34,7 @@ def print_evaluation(evaluation: Evaluation, console: Console | None = None) -> 
     lines.add_row("captions", *(f"{count:,}" for count in counts), end_section=True)
     for metric in evaluation.metrics:
         cells = (_cell(metric, evaluation.estimates[name][metric], apart) for name in evaluation.captioners)
-        lines.add_row(metric, *map(_text, cells))
+        lines.add_row(metric, *map(plain, cells))
     console.print("Means, and 95% intervals from resampling the items", style="bold")
     console.print(lines)
     for text in _missing(evaluation):
@@ -58,7 +58,7 @@ def _print_arena(evaluation: Evaluation, console: Console) -> None:
     for name in (fought.plain.names[row] for row in order):
         score = fought.scores.get(name, {}).get("mean")
         strengths = (_strength(each, name) for each in (fought.plain, fought.length_controlled))
-        lines.add_row(_text(name), "-" if score is None else f"{score:+.1f}", *map(_text, strengths))
+        lines.add_row(plain(name), "-" if score is None else f"{score:+.1f}", *map(plain, strengths))
     console.print(f"Arena: {len(fought.battles):,} battles, {missing:,} missing", style="bold")
     console.print(lines)
     effect, bounds = fought.length_controlled.length_effect, fought.length_controlled.length_interval
@@ -146,13 +146,9 @@ def _dots(
 
 
 def _panels(count: int, height: float, columns: int = PANELS, width: float = 2.6) -> tuple[Figure, list[Any]]:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise missing_extra("Drawing figures", "report", error) from error
     columns = min(columns, count)
     rows = -(-count // columns)
-    picture = Figure(figsize=(1.2 + width * columns, 0.3 + height * rows), layout="constrained")
+    picture = make_figure(1.2 + width * columns, 0.3 + height * rows)
     panels = picture.subplots(rows, columns, squeeze=False).ravel().tolist()
     for empty in panels[count:]:
         empty.remove()
@@ -191,13 +187,6 @@ def _missing(evaluation: Evaluation) -> list[str]:
     return result
 
 
-def _text(text: str) -> Any:
-    """Text in which nothing is read as rich's markup."""
-    from rich.text import Text
-
-    return Text(text.encode("utf-8", "replace").decode())
-
-
 def _table(first: str, *others: str) -> Any:
     try:
         from rich.box import SIMPLE_HEAD
@@ -205,7 +194,7 @@ def _table(first: str, *others: str) -> Any:
     except ImportError as error:
         raise missing_extra("Printing tables", "report", error) from error
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column(_text(first), no_wrap=True)
+    table.add_column(plain(first), no_wrap=True)
     for name in others:
-        table.add_column(_text(name), justify="right", overflow="fold")
+        table.add_column(plain(name), justify="right", overflow="fold")
     return table
