@@ -1,6 +1,6 @@
 """What a stranger waits for: a clone of this repository's HEAD, an empty home, no pip cache, no environment.
 
-    .venv/bin/python benchmarks/first_hour/run.py            # about 6 minutes, most of it `make demo`; writes results/cpu.json
+    .venv/bin/python benchmarks/first_hour/run.py            # 8 minutes, most of it `make demo`; writes results/cpu.json
     .venv/bin/python benchmarks/first_hour/run.py --tests    # and `make test`: an hour
     .venv/bin/python benchmarks/first_hour/run.py --quick    # the core alone, under 50 seconds; prints one line
 
