@@ -42,9 +42,9 @@ docs-serve: .venv/.dev
 test-vllm: .venv/.dev .venv-vllm/.done
 	.venv/bin/pytest -m vllm
 
-# Both distributions, and the wheel with each extra in an environment of its own, made and deleted; `-k openai` for one of them.
+# Both distributions, and the wheel with each extra in an environment of its own, made and deleted; ONLY=openai for one of them.
 test-package: .venv/.dev .venv-verl/.done .venv-vllm/.done
-	.venv/bin/pytest tests/packaging
+	.venv/bin/pytest tests/packaging -k '$(ONLY)'
 
 check: .venv/.dev
 	.venv/bin/ruff check .
