@@ -22,7 +22,7 @@ from capreward import (
     sweep,
 )
 from capreward.adapters import swift, trl
-from capreward.errors import CaprewardError, MissingExtraError, missing_extra
+from capreward.errors import CaprewardError, InputError, MissingExtraError, missing_extra, require_positive
 from capreward.evaluate import Battle, Outcome, agreement_report, bradley_terry
 from capreward.train import TrainConfig
 
@@ -53,6 +53,13 @@ def test_all_errors_are_covered_above() -> None:
 def test_missing_extra_names_feature_package_and_extra() -> None:
     error = missing_extra("Reading parquet", "data", ImportError("boom", name="pyarrow"))
     assert str(error) == ("Reading parquet needs pyarrow, which is not installed; run: pip install 'capreward[data]'")
+
+
+@pytest.mark.parametrize("number", [0, -1.5, float("nan")])
+def test_require_positive_names_who_and_what(number: float) -> None:
+    require_positive("Limited", per_second=0.1, timeout=None)
+    with pytest.raises(InputError, match=rf"^Limited: got timeout={number}, expected a number > 0$"):
+        require_positive("Limited", per_second=0.1, timeout=number)
 
 
 def block(monkeypatch: pytest.MonkeyPatch, package: str) -> None:

@@ -41,3 +41,14 @@ def missing_extra(feature: str, extra: str, error: ImportError) -> MissingExtraE
     return MissingExtraError(
         f"{feature} needs {error.name or error}, which is not installed; run: pip install 'capreward[{extra}]'"
     )
+
+
+def require_positive(who: str, **numbers: float | None) -> None:
+    """Nothing, if each number is above 0 or None.
+
+    Raises:
+        InputError: one is not; names `who` was given it.
+    """
+    for name, number in numbers.items():
+        if number is not None and not number > 0:
+            raise InputError(f"{who}: got {name}={number}, expected a number > 0")

@@ -14,8 +14,7 @@ from urllib.parse import urlsplit
 from pydantic import TypeAdapter
 
 from capreward.adapters.wire import ScoreAnswer, usable_token
-from capreward.errors import InputError, ServerError, missing_extra
-from capreward.judges.wrap import require_positive
+from capreward.errors import InputError, ServerError, missing_extra, require_positive
 from capreward.records import Item, Rollout
 from capreward.suite import run
 

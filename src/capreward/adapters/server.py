@@ -36,8 +36,7 @@ from capreward.adapters.wire import (
     usable_token,
 )
 from capreward.data import digest
-from capreward.errors import ComponentError, InputError, TooManyMissingError, missing_extra
-from capreward.judges.wrap import require_positive
+from capreward.errors import ComponentError, InputError, TooManyMissingError, missing_extra, require_positive
 from capreward.records import Item, Rollout
 from capreward.scoring import ScoreTable
 from capreward.suite import RewardSuite

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from capreward.curate.stage import Curated, Outcome
 from capreward.curate.writing import INSTRUCTION, instructs, prompt_hashes, sees
-from capreward.errors import InputError, missing_extra
+from capreward.errors import InputError, missing_extra, require_positive
 from capreward.judges.base import Judge, Reply, Request, Sampling, Task, Usage, ask_each
-from capreward.judges.wrap import require_positive
 from capreward.missing import Missing, Reason
 from capreward.records import Item, count_words
 

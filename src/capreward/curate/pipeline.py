@@ -34,9 +34,9 @@ from capreward.curate.sources import UNUSABLE, Fault, Shard, Source
 from capreward.curate.stage import Curated, Outcome, Stage
 from capreward.curate.writing import distinct
 from capreward.data import replacing, write_rows
-from capreward.errors import ComponentError, InputError
+from capreward.errors import ComponentError, InputError, require_positive
 from capreward.judges.base import Usage
-from capreward.judges.wrap import RETRIED, require_positive, side_by_side
+from capreward.judges.wrap import RETRIED, side_by_side
 from capreward.missing import Missing, Reason
 from capreward.progress import progress_bar
 from capreward.records import Item

@@ -10,8 +10,7 @@ from typing import Any
 from capreward.curate.pipeline import Meter, Summary, Work, do_each, opened
 from capreward.curate.sources import Shard, Source
 from capreward.curate.stage import Stage
-from capreward.errors import missing_extra
-from capreward.judges.wrap import require_positive
+from capreward.errors import missing_extra, require_positive
 from capreward.progress import progress_bar
 from capreward.suite import run as run_now
 

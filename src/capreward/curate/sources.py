@@ -23,8 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from capreward.data import ENDINGS, digest, item_of, parse_line
-from capreward.errors import InputError, missing_extra
-from capreward.judges.wrap import require_positive
+from capreward.errors import InputError, missing_extra, require_positive
 from capreward.records import Item
 
 UNUSABLE = "unusable"

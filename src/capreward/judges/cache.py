@@ -18,10 +18,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from capreward.errors import InputError
+from capreward.errors import InputError, require_positive
 from capreward.judges.base import Judge, Reply, Request, ask_each, complete_reply
 from capreward.judges.parse import parse
-from capreward.judges.wrap import Wrapper, books, require_positive, side_by_side
+from capreward.judges.wrap import Wrapper, books, side_by_side
 from capreward.missing import Missing, Reason
 
 P = ParamSpec("P")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from capreward.errors import InputError
+from capreward.errors import InputError, require_positive
 from capreward.judges.base import Judge
-from capreward.judges.wrap import Limited, Retried, require_positive
+from capreward.judges.wrap import Limited, Retried
 
 KINDS = ("lite", "openai:MODEL", "local:MODEL", "vllm:MODEL")
 

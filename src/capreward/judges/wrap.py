@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from capreward.errors import InputError
+from capreward.errors import InputError, require_positive
 from capreward.judges.base import Judge, Reply, Request, Usage, ask_each
 from capreward.missing import Missing, Reason
 
@@ -210,17 +210,6 @@ def _standing(before: Reply | Missing, after: Reply | Missing) -> Reply | Missin
 
 def _reason(reply: Reply | Missing) -> Reason | None:
     return reply.reason if isinstance(reply, Missing) else None
-
-
-def require_positive(who: str, **numbers: float | None) -> None:
-    """Nothing, if each number is above 0 or None.
-
-    Raises:
-        InputError: one is not; names `who` was given it.
-    """
-    for name, number in numbers.items():
-        if number is not None and not number > 0:
-            raise InputError(f"{who}: got {name}={number}, expected a number > 0")
 
 
 async def _by(limit: asyncio.Timeout, work: Awaitable[T], late: T) -> T:
