@@ -131,7 +131,7 @@ class TestAdvantages:
             (Condition("b", on="a", at_least=0.2), Condition("c", on="b", at_least=0.4), LengthMask("a")),
             (LengthMask("b", low=0.9), LinearLengthPenalty("b"), Condition("b", on="c", at_least=0.1)),
         ],
-        ids=str,
+        ids=lambda gates: "+".join(type(gate).__name__ for gate in gates) if isinstance(gates, tuple) else None,
     )
     def test_other_gates(self, tmp_path: Path, gates: Any, estimator: str) -> None:
         batches = [make_rollouts(seed=seed) for seed in range(3)]
