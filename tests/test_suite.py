@@ -4,7 +4,6 @@ import asyncio
 import logging
 import subprocess
 import sys
-import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -27,10 +26,10 @@ from capreward import (
     ScoreTable,
     Usage,
 )
+from capreward.coroutines import start
 from capreward.errors import ComponentError, InputError, TooManyMissingError
 from capreward.judges.fake import FunctionJudge
 from capreward.scoring import concatenated
-from capreward.suite import start
 
 NAN = np.nan
 DOWN = Missing(Reason.SERVER, "server is down")
@@ -488,8 +487,16 @@ class TestCalls:
                     print(error)
             print(RewardSuite({"a": FakeComponent(0.5)}).score(rollouts("one")).values)
         """
-        refusal = "component 'a': score() was called from inside a component; there, await ascore() instead"
+        refusal = (
+            "component 'a': a blocking call such as score() was made inside a component, a judge or a stage, "
+            "and would wait for itself; await a coroutine there, such as ascore()"
+        )
         assert in_process(script) == [refusal, refusal, "[[0.5]]"]
+
+    def test_started(self) -> None:
+        suite = RewardSuite({"a": FakeComponent(0.5)})
+        tables = [start(suite.ascore(rollouts(text), part=True)) for text in ("one", "two")]
+        assert [table.result(10).values.tolist() for table in tables] == [[[0.5]], [[0.5]]]
 
     def test_in_a_forked_child(self) -> None:
         script = """
@@ -587,56 +594,6 @@ class TestParts:
         self.SUITE.check_missing(asyncio.run(self.SUITE.ascore(rollouts("good", "lost"), part=True)))
         [said] = caplog.messages
         assert said.startswith("component 'a': missing for 1 of 2 rollouts (server: 1)")
-
-
-class TestStart:
-    def test_goes_on_meanwhile(self) -> None:
-        begun, may_end = threading.Event(), threading.Event()
-
-        async def work() -> str:
-            begun.set()
-            while not may_end.is_set():
-                await asyncio.sleep(0.001)
-            return "done"
-
-        future = start(work())
-        assert begun.wait(10)
-        assert not future.done()
-        may_end.set()
-        assert future.result(10) == "done"
-
-    def test_several_side_by_side(self) -> None:
-        meeting: list[int] = []
-
-        async def work(n: int) -> int:
-            meeting.append(n)
-            while len(meeting) < 3:
-                await asyncio.sleep(0.001)
-            return n
-
-        assert [future.result(10) for future in [start(work(n)) for n in range(3)]] == [0, 1, 2]
-
-    def test_what_it_raises_comes_with_the_result(self) -> None:
-        async def work() -> None:
-            raise ValueError("no")
-
-        future = start(work())
-        with pytest.raises(ValueError, match="no"):
-            future.result(10)
-
-    def test_of_a_suite(self) -> None:
-        suite = RewardSuite({"a": FakeComponent(0.5)})
-        tables = [start(suite.ascore(rollouts(text), part=True)) for text in ("one", "two")]
-        assert [table.result(10).values.tolist() for table in tables] == [[[0.5]], [[0.5]]]
-
-    def test_inside_a_component_is_refused(self) -> None:
-        async def inner() -> None: ...
-
-        async def work() -> None:
-            start(inner())
-
-        with pytest.raises(InputError, match="called from inside a component"):
-            start(work()).result(10)
 
 
 def in_process(script: str) -> list[str]:

@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 from capreward import samples
 from capreward.attacks import ATTACKS, Attack, Material
 from capreward.components import Condition, LengthMask
+from capreward.coroutines import run as wait
 from capreward.errors import InputError, TooManyMissingError, missing_extra
 from capreward.intervals import interval, resampled_means, several
 from capreward.missing import Missing
 from capreward.records import Rollout
 from capreward.scoring import Gate, Score, ScoreTable
-from capreward.suite import RewardSuite, run as wait
+from capreward.suite import RewardSuite
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import logging
-import os
-import threading
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import Future
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from capreward.coroutines import run, side_by_side
 from capreward.errors import ComponentError, InputError, TooManyMissingError
 from capreward.judges.base import Judge
-from capreward.judges.wrap import side_by_side
 from capreward.missing import Missing, Reason
 from capreward.progress import progress_bar
 from capreward.records import Rollout, count_words
@@ -35,7 +30,6 @@ from capreward.scoring import (
     weights_of,
 )
 
-T = TypeVar("T")
 log = logging.getLogger("capreward")
 
 CHUNK = 64
@@ -306,50 +300,3 @@ def _ids(rollouts: Sequence[Rollout]) -> tuple[str, ...]:
             )
         ids[name] = row
     return tuple(ids)
-
-
-class _Loop:
-    """One event loop in a thread of its own, for synchronous calls.
-
-    It outlives the calls, so that a judge's connections do too, and it is not the caller's, so that a notebook's
-    running loop is no obstacle.
-    """
-
-    def __init__(self) -> None:
-        self.pid = os.getpid()
-        self.loop = asyncio.new_event_loop()
-        self.thread = threading.Thread(target=self.loop.run_forever, name="capreward", daemon=True)
-        self.thread.start()
-
-
-_loop: _Loop | None = None
-_loop_lock = threading.Lock()
-
-
-def run(work: Coroutine[Any, Any, T]) -> T:
-    """Runs a coroutine to its end from synchronous code, whether or not an event loop is running around it.
-
-    Raises: as `start`, and whatever the coroutine raises.
-    """
-    future = start(work)
-    try:
-        return future.result()
-    except BaseException:
-        future.cancel()
-        raise
-
-
-def start(work: Coroutine[Any, Any, T]) -> Future[T]:
-    """Starts a coroutine from synchronous code, which goes on meanwhile and asks for the result later.
-
-    Raises:
-        InputError: called from a coroutine that was itself started so, which would wait for itself for ever.
-    """
-    global _loop
-    with _loop_lock:
-        if _loop is None or _loop.pid != os.getpid():  # threads do not survive a fork
-            _loop = _Loop()
-    if threading.current_thread() is _loop.thread:
-        work.close()
-        raise InputError("score() was called from inside a component; there, await ascore() instead")
-    return asyncio.run_coroutine_threadsafe(work, _loop.loop)

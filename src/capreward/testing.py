@@ -5,11 +5,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 
+from capreward.coroutines import run
 from capreward.errors import ComponentError, InputError
 from capreward.missing import Missing
 from capreward.records import Item, Rollout
 from capreward.scoring import Component, Score, score_component
-from capreward.suite import run
 
 HOSTILE = (
     "",

@@ -428,7 +428,8 @@ COMPONENT: dict[str, Provoke] = {
 }
 OTHERS: list[tuple[str, type[Exception], Provoke]] = [
     (
-        "score() was called from inside a component; there, await ascore() instead",
+        "a blocking call such as score() was made inside a component, a judge or a stage, and would wait for itself; "
+        "await a coroutine there, such as ascore()",
         errors.InputError,
         lambda _: RewardSuite({"a": ScoresWithin(0.5)}).score(rollouts("A cup.")),
     ),

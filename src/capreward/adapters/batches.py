@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from capreward.coroutines import start
 from capreward.data import digest, items_of
 from capreward.errors import ComponentError
 from capreward.records import Rollout
 from capreward.scoring import Float, ScoreTable
-from capreward.suite import RewardSuite, start
+from capreward.suite import RewardSuite
 
 log = logging.getLogger("capreward")
 

@@ -14,9 +14,9 @@ from urllib.parse import urlsplit
 from pydantic import TypeAdapter
 
 from capreward.adapters.wire import ScoreAnswer, usable_token
+from capreward.coroutines import run
 from capreward.errors import InputError, ServerError, missing_extra, require_positive
 from capreward.records import Item, Rollout
-from capreward.suite import run
 
 JSON: TypeAdapter[Any] = TypeAdapter(Any)
 AGAIN = (502, 503, 504)

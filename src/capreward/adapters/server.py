@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from capreward import __version__, suite as suites
+from capreward import __version__
 from capreward.adapters.door import GONE, Door, GoneError, Metrics, while_connected
 from capreward.adapters.groups import Groups, Place
 from capreward.adapters.openrlhf import END_TOKENS, logs_of, response_of
@@ -35,6 +35,7 @@ from capreward.adapters.wire import (
     clean,
     usable_token,
 )
+from capreward.coroutines import start
 from capreward.data import digest
 from capreward.errors import ComponentError, InputError, TooManyMissingError, missing_extra, require_positive
 from capreward.records import Item, Rollout
@@ -116,7 +117,7 @@ def make_app(
     async def scored(rollouts: Sequence[Rollout]) -> ScoreTable:
         """The suite's table, made in its own loop; what takes too long, or is not wanted any more, is cancelled there."""
         async with asyncio.timeout(timeout):
-            table = await asyncio.wrap_future(suites.start(suite.ascore(rollouts, part=True)))
+            table = await asyncio.wrap_future(start(suite.ascore(rollouts, part=True)))
         metrics.scored(table)
         if suite.max_missing < 1:  # else it would only log, once a request, what the metrics tell
             suite.check_missing(table)

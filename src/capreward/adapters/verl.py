@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 
 from capreward.adapters.batches import has_scored, with_none
+from capreward.coroutines import start
 from capreward.data import items_of
 from capreward.errors import ComponentError, InputError
 from capreward.records import Rollout
 from capreward.scoring import ScoreTable
-from capreward.suite import RewardSuite, start
+from capreward.suite import RewardSuite
 
 PLUGIN = "capreward.adapters.verl_plugin"
 """What the environment variable VERL_USE_EXTERNAL_MODULES has to name in every process of verl."""

@@ -30,17 +30,17 @@ from pathlib import Path
 from typing import Any
 
 from capreward import __version__
+from capreward.coroutines import run as run_now, side_by_side
 from capreward.curate.sources import UNUSABLE, Fault, Shard, Source
 from capreward.curate.stage import Curated, Outcome, Stage
 from capreward.curate.writing import distinct
 from capreward.data import replacing, write_rows
 from capreward.errors import ComponentError, InputError, require_positive
 from capreward.judges.base import Usage
-from capreward.judges.wrap import RETRIED, side_by_side
+from capreward.judges.wrap import RETRIED
 from capreward.missing import Missing, Reason
 from capreward.progress import progress_bar
 from capreward.records import Item
-from capreward.suite import run as run_now
 
 MAY_PASS = frozenset({*RETRIED, Reason.NO_IMAGE, UNUSABLE})
 """Reasons of dead letters that another try may not have: an image may be there by then."""

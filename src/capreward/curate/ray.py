@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from capreward.coroutines import run as run_now
 from capreward.curate.pipeline import Meter, Summary, Work, do_each, opened
 from capreward.curate.sources import Shard, Source
 from capreward.curate.stage import Stage
 from capreward.errors import missing_extra, require_positive
 from capreward.progress import progress_bar
-from capreward.suite import run as run_now
 
 TASKS = 16
 """For each worker, of shards that it does without a pause in between: few, but enough that no worker waits long for the last."""

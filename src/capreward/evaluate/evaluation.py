@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 
 from capreward import intervals
 from capreward.components import Coverage, Fluency, Precision
+from capreward.coroutines import run, side_by_side
 from capreward.errors import InputError
 from capreward.evaluate import arena, bcapscore, dcscore, qa, statistics
 from capreward.judges.base import Judge, Usage
-from capreward.judges.wrap import side_by_side
 from capreward.missing import Missing
 from capreward.progress import progress_bar
 from capreward.records import Item, Rollout
 from capreward.scoring import Component, Score, ScoreTable
-from capreward.suite import CHUNK, RewardSuite, run
+from capreward.suite import CHUNK, RewardSuite
 
 Float = NDArray[np.float64]
 

@@ -18,10 +18,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+from capreward.coroutines import side_by_side
 from capreward.errors import InputError, require_positive
 from capreward.judges.base import Judge, Reply, Request, ask_each, complete_reply
 from capreward.judges.parse import parse
-from capreward.judges.wrap import Wrapper, books, side_by_side
+from capreward.judges.wrap import Wrapper, books
 from capreward.missing import Missing, Reason
 
 P = ParamSpec("P")

@@ -16,10 +16,11 @@ import random
 import threading
 import time
 import weakref
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
+from capreward.coroutines import side_by_side
 from capreward.errors import InputError, require_positive
 from capreward.judges.base import Judge, Reply, Request, Usage, ask_each
 from capreward.missing import Missing, Reason
@@ -221,18 +222,3 @@ async def _by(limit: asyncio.Timeout, work: Awaitable[T], late: T) -> T:
         if not limit.expired():
             raise  # the judge's own
         return late
-
-
-async def side_by_side(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """Results of coroutines that run at the same time, in order.
-
-    If one raises or the caller is cancelled, all stop: their judges would go on spending.
-    """
-    tasks = [asyncio.ensure_future(one) for one in work]
-    try:
-        return await asyncio.gather(*tasks)
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise

@@ -35,12 +35,13 @@ from tqdm.auto import tqdm
 
 from capreward import prefix
 from capreward.advantage import Estimator
+from capreward.coroutines import start
 from capreward.data import write_rows
 from capreward.errors import InputError, NonFiniteError, TooManyMissingError
 from capreward.ledger import LedgerWriter
 from capreward.records import Item, Rollout
 from capreward.scoring import ScoreTable, concatenated
-from capreward.suite import RewardSuite, start
+from capreward.suite import RewardSuite
 from capreward.train import checkpoint, metrics
 from capreward.train.config import TrainConfig
 from capreward.train.loss import policy_loss, token_weights
