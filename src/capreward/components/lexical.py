@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from capreward.errors import ComponentError, InputError, missing_extra
+from capreward.errors import ComponentError, InputError, missing_extra, require_positive
 from capreward.hub import find_metric
 from capreward.missing import Missing, Reason
 from capreward.records import Rollout
@@ -52,8 +52,7 @@ class Lexical:
                 ImportError,
             ) as error:  # no such metric; what its script imports is not installed
                 raise InputError(f"Lexical: metric {str(metric)!r} cannot be loaded: {error}") from error
-        if not scale > 0:
-            raise InputError(f"Lexical: got scale={scale}, expected a number > 0")
+        require_positive("Lexical", scale=scale)
         self.metric, self.key, self.scale, self.several, self.options = metric, key, scale, several, options
         self.name = key
         plain = {name: value for name, value in options.items() if isinstance(value, bool | int | float)}
