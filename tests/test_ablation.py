@@ -17,7 +17,7 @@ from scipy import stats
 from capreward import Condition, Item, LengthMask, Missing, Reason, RewardSuite, Rollout, ScoreTable, gdpo
 from capreward.ablation import PER_GROUP, RECORDED, Ablation, Variant, default_variants
 from capreward.advantage import ESTIMATORS
-from capreward.components.length import LinearLengthPenalty
+from capreward.components.gates import LinearLengthPenalty
 from capreward.errors import InputError
 from capreward.ledger import Ledger, LedgerWriter
 

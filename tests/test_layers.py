@@ -26,7 +26,7 @@ LAYERS = [
     {"judges.chat"},
     {"judges.parse", "judges.wrap", "judges.encode"},
     {"judges", "judges.lite", "judges.fake", "judges.openai", "judges.cache", "judges.local", "judges.vllm"}
-    | {f"components.{name}" for name in ("qa", "rubric", "claims", "fluency", "length", "lexical", "likert")},
+    | {f"components.{name}" for name in ("qa", "rubric", "claims", "fluency", "gates", "lexical", "likert")},
     {"components", "judges.named"},
     {"suite"},
     {"presets", "samples", "ledger"},

@@ -19,7 +19,7 @@ from conditions import CONDITIONS, STARTS, Condition, Scaled
 from faults import is_commentary
 
 from capreward import Item, Rollout, advantage, presets
-from capreward.components.length import length_ratio
+from capreward.components.gates import length_ratio
 from capreward.data import replacing
 from capreward.evaluate import b_capscore
 from capreward.ledger import Ledger

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from capreward import __version__, prompts
-from capreward.components.length import length_ratio
+from capreward.components.gates import length_ratio
 from capreward.data import digest, replacing
 from capreward.errors import InputError, missing_extra
 from capreward.missing import Missing

@@ -37,7 +37,7 @@ def words(text: str) -> list[str]:
     Hyphens, dots and underscores separate words, and a run of over 30 letters counts as several, at the invisible characters
     inside it if there are any; those inside a shorter run separate nothing. So a policy can neither make a long caption
     count as a short one, nor, with what nobody sees, a short one as long. Languages written without spaces come out
-    as one word a phrase; count tokens there (`components.length.tokens`).
+    as one word a phrase; count tokens there (`components.tokens`).
     """
     if not text.isascii():  # accents and vowel signs of their own belong to the letter before them
         kinds = ((c, unicodedata.category(c)) for c in text if c not in "\u200c\u200d")

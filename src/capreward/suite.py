@@ -45,7 +45,7 @@ class RewardSuite:
         gates: change a component's scores before normalisation: those that read no other component first, then the others,
             both in this order.
         max_length: captions longer than this score 0 on every component, and no judge is asked about them.
-        count: how `max_length` is counted: words by default, `components.length.tokens(tokenizer)` for the policy's tokens.
+        count: how `max_length` is counted: words by default, `components.tokens(tokenizer)` for the policy's tokens.
         max_missing: largest share of rollouts, in [0, 1], whose score on a component may be missing in one call. Above half
             a warning is logged in any case. Components of weight 0 are not counted.
         ledger: keeps every rollout with its scores and reasons, such as `LedgerWriter("ledger")`.

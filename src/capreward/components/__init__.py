@@ -2,7 +2,7 @@
 
 from capreward.components.claims import Coverage, Precision
 from capreward.components.fluency import Fluency
-from capreward.components.length import Condition, LengthMask, LinearLengthPenalty, tokens
+from capreward.components.gates import Condition, LengthMask, LinearLengthPenalty, tokens
 from capreward.components.lexical import Lexical
 from capreward.components.likert import LikertJudge
 from capreward.components.qa import QAUtility
