@@ -12,8 +12,10 @@ demo: .venv/.demo
 	rm -rf capreward-shapes
 	.venv/bin/capreward train recipes/shapes.yaml
 
+# Files of tests are spread over two processes; PROCESSES=0 runs them in this one, for a debugger.
+PROCESSES ?= 2
 test: .venv/.dev .venv-verl/.done
-	CAPREWARD_PEERS=required .venv/bin/pytest -m 'not vllm and not package'
+	CAPREWARD_PEERS=required .venv/bin/pytest -m 'not vllm and not package' -n $(PROCESSES) --dist loadfile
 
 # In verl's environment; the settings of pytest are those of the other tests, but for conftest.py, which needs more packages.
 test-verl: .venv-verl/.done
