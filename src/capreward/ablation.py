@@ -22,23 +22,19 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
-from numpy.typing import NDArray
 
 from capreward import advantage
 from capreward.advantage import Estimator
 from capreward.errors import InputError, missing_extra
-from capreward.groups import Batch, Groups
+from capreward.groups import Batch, Bool, Float, Groups
 from capreward.intervals import interval
 from capreward.ledger import Ledger, named
-from capreward.scoring import Float, Gate, estimator_of, in_order, multiply, weights_of
+from capreward.scoring import Gate, estimator_of, in_order, multiply, weights_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
 log = logging.getLogger("capreward")
-
-Bool = NDArray[np.bool_]
-Int = NDArray[np.int64]
 
 TOLERANCE = 1e-9
 """Advantages, and means of picks, nearer to each other than this are equal."""

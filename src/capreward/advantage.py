@@ -26,7 +26,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from capreward.groups import Batch, Float, check_weights as check_weights, to_numpy
+from capreward.groups import Batch, Float, to_numpy
 
 SIGN = 1e-8
 """From this size on a weighted z has a sign for `gd2po`: less is the rounding noise of a score at its group's mean."""

@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from capreward.errors import InputError
-
-Float = NDArray[np.float64]
+from capreward.groups import Float
 
 AT_ONCE = 100
 """Resamples held in memory at once: 4 MB for 5,000 items."""

@@ -30,9 +30,10 @@ from capreward import __version__, prompts
 from capreward.components.gates import length_ratio
 from capreward.data import digest, replacing
 from capreward.errors import InputError, missing_extra
+from capreward.groups import Float
 from capreward.missing import Missing
 from capreward.records import Item, Rollout, count_words
-from capreward.scoring import Float, Gate, ScoreTable
+from capreward.scoring import Gate, ScoreTable
 from capreward.suite import RewardSuite
 
 if TYPE_CHECKING:

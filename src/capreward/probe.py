@@ -22,6 +22,7 @@ from capreward.attacks import ATTACKS, Attack, Material
 from capreward.components import Condition, LengthMask
 from capreward.coroutines import run as wait
 from capreward.errors import InputError, TooManyMissingError, missing_extra
+from capreward.groups import Float
 from capreward.intervals import interval, resampled_means, several
 from capreward.missing import Missing
 from capreward.records import Rollout
@@ -30,8 +31,6 @@ from capreward.suite import RewardSuite
 
 if TYPE_CHECKING:
     import pandas as pd
-
-Float = NDArray[np.float64]
 
 REWARD, ADVANTAGE = "reward", "advantage"
 AS_IT_IS = "as it is"

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from capreward.errors import missing_extra
+from capreward.groups import Float
 from capreward.records import Rollout
 from capreward.scoring import ScoreTable
 
@@ -240,7 +240,7 @@ def _rectangle(column: int, row: int) -> Any:
     return Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor="0.9", edgecolor="0.5", hatch="////", linewidth=0)
 
 
-def _advantages(axis: Any, grpo: NDArray[np.float64], gdpo: NDArray[np.float64]) -> None:
+def _advantages(axis: Any, grpo: Float, gdpo: Float) -> None:
     rows = np.arange(len(grpo))
     axis.barh(rows - 0.2, grpo, height=0.36, color="#0072B2", label="GRPO")
     axis.barh(rows + 0.2, gdpo, height=0.36, color="#E69F00", label="GDPO")

@@ -15,14 +15,13 @@ from numpy.typing import NDArray
 
 from capreward import advantage
 from capreward.errors import ComponentError, InputError, missing_extra
+from capreward.groups import Float
 from capreward.judges.base import Usage
 from capreward.missing import Missing, Reason
 from capreward.records import Rollout
 
 if TYPE_CHECKING:
     import pandas as pd
-
-Float = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)

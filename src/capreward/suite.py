@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from capreward.coroutines import run, side_by_side
 from capreward.errors import ComponentError, InputError, TooManyMissingError
+from capreward.groups import Float
 from capreward.judges.base import Judge
 from capreward.missing import Missing, Reason
 from capreward.progress import progress_bar
@@ -18,7 +19,6 @@ from capreward.records import Rollout, count_words
 from capreward.scoring import (
     EMPTY,
     Component,
-    Float,
     Gate,
     Recorder,
     Score,

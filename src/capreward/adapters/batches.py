@@ -14,8 +14,9 @@ import numpy as np
 from capreward.coroutines import start
 from capreward.data import digest, items_of
 from capreward.errors import ComponentError
+from capreward.groups import Float
 from capreward.records import Rollout
-from capreward.scoring import Float, ScoreTable
+from capreward.scoring import ScoreTable
 from capreward.suite import RewardSuite
 
 log = logging.getLogger("capreward")

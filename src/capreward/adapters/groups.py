@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from capreward.advantage import gdpo
+from capreward.groups import Float
 
-Float = NDArray[np.float64]
 Key = tuple[str, ...]
 
 

@@ -15,7 +15,8 @@ import numpy as np
 from capreward.adapters.batches import Batches, with_none
 from capreward.advantage import ESTIMATORS
 from capreward.errors import InputError, missing_extra
-from capreward.scoring import Float, concatenated
+from capreward.groups import Float
+from capreward.scoring import concatenated
 from capreward.suite import RewardSuite
 
 CENTRED = sorted(ESTIMATORS.keys() - {"rvpo", "gd2po"})

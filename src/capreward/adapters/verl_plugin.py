@@ -14,16 +14,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY
 
 from capreward.adapters.verl import MODES
-from capreward.advantage import check_weights, gdpo
+from capreward.advantage import gdpo
 from capreward.errors import InputError
+from capreward.groups import Float, check_weights
 from capreward.missing import Missing, Reason
 from capreward.scoring import ScoreTable
-
-Float = NDArray[np.float64]
 
 _advantages: ContextVar[Float | None] = ContextVar("capreward_advantages", default=None)
 """Of each row, [B]: what a v1 trainer hands to the estimator behind verl's back."""

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from capreward.errors import InputError
+from capreward.groups import Float
 from capreward.missing import Missing, Reason
 from capreward.records import Rollout, count_words
-from capreward.scoring import Float, Score
+from capreward.scoring import Score
 
 Count = Callable[[str], int]
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from capreward.curate.stage import Curated, Outcome
 from capreward.curate.writing import clean, distinct, fold, prompt_hashes, read
 from capreward.errors import ComponentError, InputError, MissingExtraError
+from capreward.groups import Float
 from capreward.judges.base import Judge, Reply, Request, Sampling, Task, ask_each, require
 from capreward.missing import Missing, Reason
 from capreward.records import Item, Question, words
@@ -227,7 +228,7 @@ class Questions:
     async def _compare(self, candidates: Sequence[Sequence[_Candidate]]) -> None:
         """Holds the well-formed candidates against `leaking` and, each against those before it, `duplicate`."""
         formed = [[(c, c.question) for c in theirs if c.question is not None] for theirs in candidates]
-        vectors: dict[str, NDArray[np.float64]] = {}
+        vectors: dict[str, Float] = {}
         texts = list(dict.fromkeys(_gist(question) for theirs in formed for _, question in theirs))
         if self.alike is not None and texts:
             vectors = dict(zip(texts, _unit(await asyncio.to_thread(self.embed, texts), len(texts)), strict=True))
@@ -498,7 +499,7 @@ def _tied(reply: Reply) -> bool:
     return reply.values.count(max(reply.values)) > 1
 
 
-def _unit(vectors: Any, count: int) -> list[NDArray[np.float64]]:
+def _unit(vectors: Any, count: int) -> list[Float]:
     """The vectors at length 1, those of length 0 left so."""
     found = np.asarray(vectors, np.float64)
     if found.ndim != 2 or len(found) != count or not np.isfinite(found).all():

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from capreward import intervals
 from capreward.errors import InputError, missing_extra
+from capreward.groups import Float
 
-Float = NDArray[np.float64]
 Int = NDArray[np.intp]
 Kind = Literal["side by side", "choice", "rating"]
 

@@ -12,15 +12,13 @@ from itertools import combinations
 from math import log
 
 import numpy as np
-from numpy.typing import NDArray
 
 from capreward.errors import InputError, missing_extra
+from capreward.groups import Float
 from capreward.intervals import interval, resamples
 from capreward.judges.base import Judge, Reply, Request, Task, ask_each, require
 from capreward.missing import Missing, Reason
 from capreward.records import Item, Rollout
-
-Float = NDArray[np.float64]
 
 QUESTION = "Which caption describes this image better: true, complete and well written?"
 RIDGE = 0.01

@@ -10,11 +10,11 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from capreward.errors import InputError
+from capreward.groups import Float
 
-Float = NDArray[np.float64]
 Over = Literal["captions", "means"]
 
 

@@ -15,14 +15,13 @@ from capreward.components import Coverage, Fluency, Precision
 from capreward.coroutines import run, side_by_side
 from capreward.errors import InputError
 from capreward.evaluate import arena, bcapscore, dcscore, qa, statistics
+from capreward.groups import Float
 from capreward.judges.base import Judge, Usage
 from capreward.missing import Missing
 from capreward.progress import progress_bar
 from capreward.records import Item, Rollout
 from capreward.scoring import Component, Score, ScoreTable
 from capreward.suite import CHUNK, RewardSuite
-
-Float = NDArray[np.float64]
 
 METRICS = ("bcapscore", "qa", "captionqa", "dcscore", "statistics", "arena")
 """What can be asked for; `statistics` needs no judge."""

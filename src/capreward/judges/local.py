@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from capreward.errors import InputError, missing_extra
+from capreward.groups import Float
 from capreward.hub import find_model
 from capreward.judges.base import Reply, Request, Task, Usage
 from capreward.judges.chat import LETTERS
@@ -220,7 +220,7 @@ class LocalJudge:
                 replies[request] = Reply(tuple(values.tolist()))
         return replies
 
-    def _chosen(self, request: Request, probabilities: NDArray[np.float64]) -> Reply:
+    def _chosen(self, request: Request, probabilities: Float) -> Reply:
         """The probabilities (n,), or one option drawn from them if the request has a temperature."""
         temperature = request.sampling.temperature
         if not temperature:
@@ -339,6 +339,6 @@ def _processing_class(model: Any, source: str, revision: str | None) -> Any:
         ) from error
 
 
-def _softmax(x: NDArray[np.float64]) -> NDArray[np.float64]:
+def _softmax(x: Float) -> Float:
     e = np.exp(x - x.max(axis=-1, keepdims=True))
     return np.asarray(e / e.sum(axis=-1, keepdims=True))

@@ -11,10 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from capreward.errors import missing_extra
+from capreward.groups import Float
 from capreward.records import Rollout
 from capreward.scoring import ScoreTable
 
@@ -95,7 +93,7 @@ class Clock:
         return seconds
 
 
-def samples(table: ScoreTable, rollouts: Sequence[Rollout], advantages: NDArray[np.float64]) -> list[dict[str, Any]]:
+def samples(table: ScoreTable, rollouts: Sequence[Rollout], advantages: Float) -> list[dict[str, Any]]:
     """The best and the worst of some rollouts by their advantages, as rows of `ScoreTable.to_rows`.
 
     Args:
