@@ -14,8 +14,9 @@ demo: .venv/.demo
 
 # Files of tests are spread over two processes; PROCESSES=0 runs them in this one, for a debugger.
 PROCESSES ?= 2
+TESTS = -m 'not vllm and not package' -n $(PROCESSES) --dist loadfile
 test: .venv/.dev .venv-verl/.done
-	CAPREWARD_PEERS=required .venv/bin/pytest -m 'not vllm and not package' -n $(PROCESSES) --dist loadfile
+	CAPREWARD_PEERS=required .venv/bin/pytest $(TESTS)
 
 # In verl's environment; the settings of pytest are those of the other tests, but for conftest.py, which needs more packages.
 test-verl: .venv-verl/.done
@@ -24,7 +25,7 @@ test-verl: .venv-verl/.done
 # The lines of src that both run, also in the processes that they start; fails under 90 % of lines. A third slower than the tests alone.
 coverage: .venv/.dev .venv-verl/.done
 	.venv/bin/coverage erase
-	CAPREWARD_PEERS=required .venv/bin/coverage run -m pytest -m 'not vllm'
+	CAPREWARD_PEERS=required .venv/bin/coverage run -m pytest $(TESTS)
 	PYTHONPATH=$(CURDIR)/src .venv-verl/bin/coverage run -m pytest --confcutdir=tests/in_verl tests/in_verl
 	.venv/bin/coverage combine --quiet
 	.venv/bin/coverage report --skip-covered --sort=cover
