@@ -1,7 +1,7 @@
 """What a stranger waits for: a clone of this repository's HEAD, an empty home, no pip cache, no environment.
 
-    .venv/bin/python benchmarks/first_hour/run.py            # 8 minutes, most of it `make demo`; writes results/cpu.json
-    .venv/bin/python benchmarks/first_hour/run.py --tests    # and `make test`: an hour
+    .venv/bin/python benchmarks/first_hour/run.py            # 4 to 8 minutes, most of it `make demo`; writes results/cpu.json
+    .venv/bin/python benchmarks/first_hour/run.py --tests    # and `make test`: 10 to 20 minutes more
     .venv/bin/python benchmarks/first_hour/run.py --quick    # the core alone, under 50 seconds; prints one line
 
 Needs git, a package index and 3 GB of temporary space. Commands take turns, so that what else the machine does falls on both

@@ -43,6 +43,10 @@ FIGURES = [
     ("curate/results/cpu", "at 0.89", "questions kept that are good, seen 0.75, guessed 0.5", 0.89),
     ("scale/results/cpu", "two workers 1.9 times one", "two / one", 1.9),
     ("serve/results/cpu", "530 rollouts a second", "served, answered at once", 530),
+    ("first_hour/results/cpu", "`make demo` 216 s", "make demo", 216),
+    ("first_hour/results/cpu", "65 of them installing", "of which installing", 65),
+    ("first_hour/results/cpu", "`capreward --help` 0.04 s", "capreward --help", 0.04),
+    ("first_hour/results/cpu", "3.5 times `python -c pass`", "capreward --help / python -c pass", 3.5),
     ("injection/results/cpu", "23 % of SUPPORT verdicts", "SUPPORT verdicts flipped to yes, injection", 23),
     ("injection/results/cpu", "against 4 % with", "SUPPORT verdicts flipped to yes, control", 4),
 ]
