@@ -59,6 +59,10 @@ class TestFind:
         with pytest.raises(InputError, match=r"^nothing.yaml: no such file; .*, rubicap-qwen2.5-vl-7b, shapes$"):
             recipe.find(Path("nothing.yaml"))
 
+    def test_a_folder_of_ones_own_is_not_the_packages(self) -> None:
+        with pytest.raises(InputError, match=r"^mistyped/shapes\.yaml: no such file"):
+            recipe.find(Path("mistyped/shapes.yaml"))
+
 
 class TestMakeItems:
     """Items of a file, of a dataset, of the drawn world."""

@@ -35,7 +35,8 @@ def find(recipe: str | Path) -> Path:
     package = Path(__file__).parent
     name = f"{recipe.name.removesuffix('.yaml')}.yaml"
     shipped = [package / "recipes" / name, package.parents[1] / "recipes" / name]  # installed; in a checkout
-    found = next((path for path in (recipe, *shipped) if path.is_file()), None)
+    meant = shipped if str(recipe.parent) in (".", "recipes") else []  # a mistyped folder must not start another run
+    found = next((path for path in (recipe, *meant) if path.is_file()), None)
     if found is None:
         names = sorted({path.stem for folder in shipped for path in folder.parent.glob("*.yaml")})
         raise InputError(f"{recipe}: no such file; expected one, or a recipe of the package: {', '.join(names)}")

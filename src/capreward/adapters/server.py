@@ -53,7 +53,7 @@ def make_app(
     *,
     items: Sequence[Item] = (),
     token: str | None = None,
-    max_body: int = 32 * 2**20,
+    max_body: int = 32 * 10**6,
     max_rollouts: int = 1024,
     timeout: float = 100.0,
     group_size: int | None = None,
