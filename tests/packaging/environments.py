@@ -14,6 +14,8 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
+LIMIT = 1800
+"""Seconds that one process may take: most take a few, the longest about a minute, on a slow machine several times that."""
 
 
 def brought_by(extra: str) -> set[str]:
@@ -34,7 +36,7 @@ class Environment:
         self.bin, self.home, self.work = folder / "env/bin", folder / "home", folder / "work"
         for new in (self.home, self.work):
             new.mkdir(parents=True)
-        subprocess.run([sys.executable, "-m", "venv", folder / "env"], check=True)
+        subprocess.run([sys.executable, "-m", "venv", folder / "env"], check=True, timeout=LIMIT)
         (self.site,) = (folder / "env").glob("lib/python*/site-packages")
         if beside:
             (seen,) = beside.glob("lib/python*/site-packages")
@@ -43,7 +45,9 @@ class Environment:
     def install(self, *what: str | Path) -> None:
         """By pip."""
         command = [self.bin / "python", "-m", "pip", "install", "--quiet", "--no-compile", *what]
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=LIMIT, check=False
+        )
         assert done.returncode == 0, done.stderr
 
     def run(self, *command: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -63,7 +67,7 @@ class Environment:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=LIMIT,
             check=False,
         )
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Distributions
-from environments import ROOT
+from environments import LIMIT, ROOT
 
 pytestmark = pytest.mark.package
 
@@ -73,7 +73,7 @@ def test_source_distribution_passes_its_tests_of_what_lies_outside_the_package(u
     own = {"PYTHONPATH": str(unpacked / "src"), "PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     reading = ("test_readme.py", "test_layers.py", "test_recipe.py", "benchmarks", "components/test_lexical.py")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *(f"tests/{name}" for name in reading)]
-    done = subprocess.run(command, cwd=unpacked, env=own, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, cwd=unpacked, env=own, capture_output=True, text=True, timeout=LIMIT, check=False)
     assert done.returncode == 0, done.stdout[-4000:]
     assert " passed" in done.stdout
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Distributions
-from environments import EXTRAS, ROOT, Environment, brought_by
+from environments import EXTRAS, LIMIT, ROOT, Environment, brought_by
 
 pytestmark = pytest.mark.package
 
@@ -111,6 +111,7 @@ def test_types_are_seen_from_outside(environment: Environment) -> None:
             cwd=environment.work,
             capture_output=True,
             text=True,
+            timeout=LIMIT,
             check=False,
         ).stdout
         for name in ("right", "wrong")
