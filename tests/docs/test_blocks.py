@@ -34,6 +34,8 @@ from docs import model_server, warm, workshop
 
 DONE: dict[str, dict[int, str]] = {}
 """How each block was dealt with, by page and line: executed, parsed, shown, or what was checked in the place of commands."""
+LIMIT = 900
+"""Seconds for a bash block, and for the imports of the process that runs its commands."""
 VARIABLES = re.compile(r"^(?:export )?(?:[A-Z_]+=\S+(?: |$))+", re.MULTILINE)
 USED: set[int] = set()
 """Numbers of the replacements that were made."""
@@ -41,11 +43,18 @@ USED: set[int] = set()
 
 @pytest.fixture(scope="module")
 def socket_of_commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    path = str(tmp_path_factory.mktemp("warm") / "socket")
+    path = tmp_path_factory.mktemp("warm") / "socket"
     paths = {"PYTHONPATH": str(ROOT / "tests")}
     with subprocess.Popen([sys.executable, "-m", "docs.warm", path], env={**os.environ, **paths}) as process:
-        yield path
-        process.terminate()
+        try:
+            deadline = time.monotonic() + LIMIT
+            while not path.exists():
+                assert process.poll() is None, f"docs.warm ended with status {process.returncode} before it served"
+                assert time.monotonic() < deadline, f"docs.warm does not serve after {LIMIT} s"
+                time.sleep(0.1)
+            yield str(path)
+        finally:
+            process.terminate()
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +154,7 @@ class Page:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=LIMIT,
             check=False,
         )
         if ended.returncode:

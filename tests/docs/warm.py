@@ -1,7 +1,7 @@
 """Commands in forks of one process that has imported what is heavy: most blocks run a command, and each would import it anew.
 
-`python warm.py SOCKET` serves; CLIENT is what stands on PATH under each command's name, and passes on arguments, folder,
-environment and the three streams.
+`python -m docs.warm SOCKET` serves once SOCKET exists; CLIENT is what stands on PATH under each command's name, and passes on
+arguments, folder, environment and the three streams.
 """
 
 from __future__ import annotations
@@ -14,11 +14,7 @@ import traceback
 from pathlib import Path
 
 CLIENT = """#!{python} -IS
-import json, os, socket, sys, time
-for _ in range(1200):
-    if os.path.exists(os.environ["WARM_SOCKET"]):
-        break
-    time.sleep(0.1)
+import json, os, socket, sys
 with socket.socket(socket.AF_UNIX) as server:
     server.connect(os.environ["WARM_SOCKET"])
     call = [os.path.basename(sys.argv[0]), sys.argv[1:], os.getcwd(), dict(os.environ)]
