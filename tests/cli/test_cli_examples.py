@@ -8,10 +8,8 @@ import os
 import random
 import re
 import shlex
-import signal
 import subprocess
 import sys
-import urllib.request
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +18,7 @@ from typing import Any
 import pytest
 from judges.chat_server import Body, ChatServer, completion, serving
 from PIL import Image
+from server_process import serve_and_interrupt
 
 from capreward import LiteJudge, recipe, shapes
 from capreward.cli import main, make_parser
@@ -247,33 +246,10 @@ def test_example(example: str, server: ChatServer, capfd: pytest.CaptureFixture[
     if command.startswith("capreward ablate"):
         assert main(shlex.split("score captions.jsonl --out run")) == 0
     if command.startswith("capreward serve"):
-        served(command)
+        serve_and_interrupt(shlex.split(command))
     elif re.match(r"capreward [^<>|\n]*$", command):
         status = main(shlex.split(command)[1:])
         assert status == 0 or (status == 1 and command.startswith(LOSES)), capfd.readouterr().err
     else:
         done = subprocess.run(["bash", "-euc", command], capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, done.stderr
-
-
-def served(command: str) -> None:
-    """Starts it, asks it for its health, and interrupts it."""
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    process = subprocess.Popen([*shlex.split(command), "--port", str(port)], stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    said = []
-    for line in process.stderr:
-        said.append(line)
-        if f":{port}" in line:
-            break
-    else:
-        raise AssertionError("".join(said))
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=60) as reply:
-        assert reply.status == 200
-    process.send_signal(signal.SIGINT)
-    _, rest = process.communicate(timeout=60)
-    assert process.returncode in (0, 130), rest

@@ -10,16 +10,15 @@ import io
 import os
 import re
 import runpy
-import signal
 import subprocess
 import sys
 import tomllib
-import urllib.request
 from collections.abc import Callable
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
 
 from docs.pages import ROOT
+from server_process import serve_and_interrupt
 
 Run = Callable[[list[str]], int | None]
 
@@ -37,7 +36,9 @@ def capreward(arguments: list[str]) -> int:
 
     command = arguments[0]
     if command == "serve":
-        return _served(arguments)
+        checked("capreward serve", "does not return: started, asked for /health, interrupted")
+        serve_and_interrupt([sys.executable, "-m", "capreward.cli", *arguments])
+        return 0
     if command == "demo":
         return checked("capreward demo", "takes a minute; tests/test_cli.py runs it") or _parses(arguments)
     if command == "sweep":
@@ -138,30 +139,6 @@ def _parses(arguments: list[str]) -> int:
 
     make_parser().parse_args(arguments)
     return 0
-
-
-def _served(arguments: list[str]) -> int:
-    """`capreward serve` in a fork, on a free port: until its log names the address, /health has answered and it has ended."""
-    from capreward.cli import main
-
-    checked("capreward serve", "does not return: started, asked for /health, interrupted")
-    log, writes = os.pipe()
-    process = os.fork()
-    if process == 0:
-        os.dup2(writes, 2)
-        os._exit(main([*arguments, "--port", "0"]))
-    os.close(writes)
-    said = ""
-    with os.fdopen(log) as lines:
-        for line in lines:
-            said += line
-            if found := re.search(r"http://127\.0\.0\.1:\d+", line.rpartition("; docs at ")[2]):
-                with urllib.request.urlopen(f"{found[0]}/health", timeout=30) as answer:
-                    assert answer.status == 200
-                os.kill(process, signal.SIGINT)
-    status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-    assert "; docs at " in said, said
-    return status
 
 
 def _verl(overrides: list[str]) -> int:
