@@ -7,6 +7,8 @@ import importlib
 import inspect
 import json
 import re
+import shlex
+import string
 import sys
 from collections import Counter
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
+from docs.pages import blocks
 
 from capreward import components, gdpo, grpo
 from capreward.curate.questions import Questions
@@ -146,6 +149,38 @@ class TestParts:
         assert all((ROOT / "src" / "capreward" / "prompts" / name).is_file() for name in told)
 
 
+class TestCommands:
+    @pytest.mark.parametrize("paper", SUITES)
+    def test_a_server_has_one_model(self, paper: str) -> None:
+        """As vLLM's have; the recipe's judge is one of the models."""
+        models: dict[str, set[str]] = {}
+        for words in commands(paper):
+            if words[1] == "train":
+                config = config_of(ROOT / words[2])
+                named = [f"{config['judge.name']}@{config['judge.base_url']}"]
+            else:
+                named = [word for word in words if word.startswith("openai:")]
+            for name in named:
+                model, _, url = name.partition("@")
+                models.setdefault(url or after("--base-url", words), set()).add(model)
+        assert len(models) >= 3
+        assert [each for each in models.values() if len(each) > 1] == []
+
+    @pytest.mark.parametrize("paper", SUITES)
+    def test_evaluation_is_of_images_that_were_not_trained_on(self, paper: str) -> None:
+        images: dict[str, set[str]] = {}
+        """Folders of images that went into what a command wrote, by the first folder of its path."""
+        seen: dict[str, set[str]] = {}
+        for words in commands(paper):
+            sources = [word.split("/")[0] for word in words if re.fullmatch(r"[\w-]+/(records|items)?", word)]
+            sources += [word[len("data=") :].split("/")[0] for word in words if word.startswith("data=")]
+            out = after("--out", words).split("/")[0]
+            roots = {root for source in sources if source != out for root in images.get(source, {source})}
+            images[out] = seen[words[1]] = roots
+        assert seen["train"] == {"photos"}
+        assert seen["evaluate"] == {"held_out"}
+
+
 class TestClaims:
     @pytest.mark.parametrize("paper", PAPERS)
     def test_verdicts_are_those_of_the_runs(self, paper: str) -> None:
@@ -177,6 +212,21 @@ def claims_table(paper: str) -> str:
     """The page's table of claims: that of docs/claims.md without the papers' names."""
     rows = [row for row in RESULTS["claims"] if row["source"] == PAPERS[paper]]
     return "\n".join(f"| {line.partition(' | ')[2]}" for line in ablation_page.claims_table(rows).splitlines())
+
+
+def commands(paper: str) -> list[list[str]]:
+    """The words of every command of a page's bash blocks, the variables of its block in them."""
+    found = []
+    for block in blocks(f"docs/papers/{paper}.md"):
+        if block.language == "bash":
+            lines = [shlex.split(line) for line in block.text.replace("\\\n", " ").splitlines()]
+            variables = dict(word.split("=", 1) for word in lines[0])
+            found += [[string.Template(word).substitute(variables) for word in words] for words in lines[1:]]
+    return found
+
+
+def after(option: str, words: list[str]) -> str:
+    return words[words.index(option) + 1]
 
 
 def called(code: str) -> ast.Call | None:

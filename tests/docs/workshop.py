@@ -158,6 +158,9 @@ def prepare(folder: Path, addresses: Mapping[str, str]) -> None:
     for name in ("ours", "theirs"):
         _write(folder / f"{name}.jsonl", [{"item": r.item.id, "caption": r.caption} for r in rollouts()[::3]])
     (folder / "images").symlink_to("photos")
+    (folder / "held_out").mkdir()
+    for item in shapes.items(2, seed=1):
+        (folder / "held_out" / f"{item.id}.png").write_bytes(item.image)
     _write_parquet(folder / "captions.parquet", captioned)
     _write(folder / "labels.jsonl", _labels(rows))
     _write_caparena(folder / "caparena_annots_eval.json")
