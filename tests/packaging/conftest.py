@@ -29,12 +29,13 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Distributions:
     folder = tmp_path_factory.mktemp("built")
     tools = Environment(folder / "tools")
     tools.install("-r", ROOT / "tests/packaging/tools.txt")
-    tools.succeed("python", "-m", "build", "--wheel", "--outdir", folder, ROOT)
-    tools.succeed("python", "-m", "build", "--sdist", "--outdir", folder, ROOT)
+    # not isolated: build would fetch the backend itself, in a clean environment, without the user's settings of an index
+    tools.succeed("python", "-m", "build", "--no-isolation", "--wheel", "--outdir", folder, ROOT)
+    tools.succeed("python", "-m", "build", "--no-isolation", "--sdist", "--outdir", folder, ROOT)
     (wheel,), (sdist,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
     shutil.unpack_archive(sdist, folder / "unpacked", filter="data")
     (source,) = (folder / "unpacked").iterdir()
-    tools.succeed("python", "-m", "build", "--wheel", "--outdir", folder / "again", source)
+    tools.succeed("python", "-m", "build", "--no-isolation", "--wheel", "--outdir", folder / "again", source)
     (from_sdist,) = (folder / "again").glob("*.whl")
     return Distributions(wheel, sdist, from_sdist, tools)
 
