@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 LIMIT = 1800
-"""Seconds that one process may take: most take a few, the longest about a minute, on a slow machine several times that."""
+"""Seconds that one process may take, on a slow machine too."""
 
 
 def brought_by(extra: str) -> set[str]:
