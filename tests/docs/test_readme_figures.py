@@ -59,3 +59,12 @@ def test_as_measured(results: str, said: str, name: str, value: float) -> None:
     [measured] = [entry["value"] for entry in headline if entry["name"] == name]
     digits = len(str(value).partition(".")[2])
     assert measured == pytest.approx(value, abs=0.5 * 10**-digits if value != 530 else 5)  # 530: in tens
+
+
+def test_on_other_pairs() -> None:
+    """Measured by `capreward agree`, whose file has no headline."""
+    assert "-0.04 on 100 other pairs" in README
+    rows = json.loads((ROOT / "benchmarks/iiw/docci/agreement.json").read_text(encoding="utf-8"))["rows"]
+    [row] = [row for row in rows if (row["component"], row["axis"]) == ("fluency", "Hallucination")]
+    assert row["labels"] == 100
+    assert [round(value, 2) for value in row["score"]["tau_b"]] == [-0.04, -0.19, 0.11]
